@@ -1,0 +1,26 @@
+/* devices.h - what the user writes for devices=, as backends and how to open them.
+ *
+ *   "auto"                   what the host computes best on; in a build whose only backend is the CPU: "cpu"
+ *   "cpu"                    all of this process's cores as one device
+ *   "cpu:0", "cpu:1", ...    the cores cut into as many devices as are named; the numbers run from 0 without a gap
+ *
+ * Pure but for the text of an error: opens nothing, reads no file. */
+#ifndef FS_BACKENDS_DEVICES_H
+#define FS_BACKENDS_DEVICES_H
+
+#include "backends/backend.h"
+
+#define FS_DEVICES_MAX 64
+
+typedef struct {
+    const fs_backend *backend;
+    fs_device_options options;
+} fs_device_choice;
+
+/* What holds for all of them: threads is cut over the devices, each getting at least one (0: the host's cores); max_memory
+ * bounds each; path is kept as a pointer. out has room for FS_DEVICES_MAX; *count is what `names` asks for, in its order.
+ * FS_CONFIG for a name that is none, a repetition or a gap; FS_DEVICE for a kind that this build lacks. */
+fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
+                             int *count);
+
+#endif

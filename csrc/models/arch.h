@@ -1,0 +1,127 @@
+/* arch.h - an architecture: what a model HAS is tables, what it DOES is a short layer() (models/arch/NAME.c).
+ *
+ * Settings come from config.json through the key table; weights come from the checkpoint through the weight tables, cut
+ * as the tables allow; layer() is written as if for one device. To add an architecture: one file in arch/, one line in
+ * registry.c, and tests/models/tiny/NAME.json for the test that walks the registry. */
+#ifndef FS_MODELS_ARCH_H
+#define FS_MODELS_ARCH_H
+
+#include "backends/ops.h"
+#include "models/checkpoint.h"
+
+typedef struct fs_arch fs_arch;
+
+/* What any architecture may need of its config; keys fill it by offset. */
+typedef struct {
+    const fs_arch *arch;
+    int64_t L, D, H, E, F, V, P, types; /* layers, width, heads, head width, inner width, vocabulary, positions, token types */
+    float eps;
+    fs_activation activation;
+    fs_dtype dtype; /* of the computation */
+} fs_settings;
+
+/* One key of config.json. */
+typedef struct {
+    const char *key;
+    enum {
+        FS_KEY_SIZE,       /* a whole number >= 1 into an int64_t of fs_settings */
+        FS_KEY_NUMBER,     /* a number > 0 into a float */
+        FS_KEY_ACTIVATION, /* a name into an fs_activation */
+        FS_KEY_MUST,       /* must be absent, null or as `preset` says: anything else changes the mathematics */
+        FS_KEY_IGNORED,    /* known, and without effect on what we compute */
+    } kind;
+    size_t slot;        /* offsetof(fs_settings, ...) */
+    const char *preset; /* value when absent, as text; NULL: the key is required */
+} fs_key_row;
+
+/* How a weight may be cut over the ranks of a tensor group. */
+typedef enum {
+    FS_CUT_NONE,  /* every rank holds all of it */
+    FS_CUT_ROWS,  /* rows of [N, K] (with its bias): outputs are cut */
+    FS_CUT_COLS,  /* columns: inputs are cut, outputs are partial sums */
+    FS_CUT_HEADS, /* rows, whole heads at a time */
+} fs_cut;
+
+/* A dimension, as a letter of fs_settings. */
+typedef enum { FS_DIM_ONE, FS_DIM_D, FS_DIM_F, FS_DIM_V, FS_DIM_P, FS_DIM_TYPES, FS_DIM_HE } fs_dim;
+
+/* One tensor of the checkpoint and where it goes. Rows with the same slot are parts of one fused weight, stacked along N
+ * in the order of the table (after the cut: rank r holds its part of each). */
+typedef struct {
+    const char *name; /* "attention.self.query.weight", after the prefix */
+    size_t slot;      /* offsetof an fs_weight in the layer's or ends' struct */
+    fs_weight_kind kind;
+    fs_dim N, K; /* of this part */
+    fs_cut cut;
+} fs_weight_row;
+
+/* Where a weight outside the layers must live. */
+typedef enum { FS_AT_FIRST, FS_AT_LAST } fs_where;
+
+/* Tensors that cross a stage border. */
+typedef struct {
+    fs_view x; /* [T, D] */
+} fs_carry;
+
+struct fs_arch {
+    const char *model_type;          /* config.json's model_type */
+    const char *const *names;        /* config.json's architectures that we read; ends with NULL */
+    const char *const *prefixes;     /* before every tensor name; "" among them; ends with NULL */
+    const char *const *unused;       /* tensor names (or "prefix*") that may be there and are not read; ends with NULL */
+    const fs_key_row *keys;          /* ends with a NULL key */
+    const char *layer_prefix;        /* "encoder.layer.%d." */
+    const fs_weight_row *layer;      /* ends with a NULL name */
+    const fs_weight_row *ends;       /* weights outside the layers */
+    fs_where ends_at;                /* the stage that holds them */
+    size_t layer_bytes, ends_bytes;  /* of the structs of fs_weight that `slot` points into */
+
+    /* After the keys were read: derived settings, combinations that cannot be. */
+    fs_status (*settle)(fs_settings *set);
+    /* First stage: ids -> carry. Pushes carry.x on the arena. */
+    fs_status (*begin)(fs_step *s, const fs_settings *set, const void *ends, fs_carry *carry);
+    fs_status (*run_layer)(fs_step *s, const fs_settings *set, const void *layer, fs_carry *carry);
+};
+
+/* registry.c */
+extern const fs_arch *const fs_archs[]; /* ends with NULL */
+
+/* Config keys -> settings: finds the architecture, reads the key table, refuses what changes the mathematics and is
+ * not understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32", ... */
+fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype);
+int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
+
+/* blocks.c: what two architectures share. Weights of a transformer block as fs_weight slots. */
+typedef struct {
+    fs_weight qkv, qkv_bias;   /* [3*H*E, D], cut by heads */
+    fs_weight out, out_bias;   /* [D, H*E], cut by columns; the bias is added once */
+} fs_attention_weights;
+
+typedef struct {
+    fs_weight up, up_bias;     /* [F, D], cut by rows */
+    fs_weight down, down_bias; /* [D, F], cut by columns */
+} fs_mlp_weights;
+
+/* y[T,D] = x + attention(x); y and x are different views. */
+fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y, fs_view x);
+/* y[T,D] = x + down(activation(up(x))). */
+fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, fs_view x);
+
+/* What a batch is asked for (task.c). Pooling may name several; their vectors stand side by side. */
+typedef enum { FS_TASK_EMBED, FS_TASK_HIDDEN_STATES } fs_task_kind;
+
+typedef struct {
+    fs_task_kind kind;
+    int pooling_count;
+    fs_pooling pooling[FS_POOL_COUNT];
+    int normalize;      /* 0 or 1 */
+    int64_t dimensions; /* keep the first n before normalising; 0: all */
+} fs_task;
+
+/* Names what is wrong: dimensions beyond the width, no pooling, one named twice. */
+fs_status fs_task_check(const fs_task *task, const fs_settings *set);
+/* Floats of one output row (per sequence for embed, per token for hidden states). */
+int64_t fs_task_width(const fs_task *task, const fs_settings *set);
+/* Last stage: carry -> out, pushed on the arena; [B, width] for embed, [T, D] for hidden states. */
+fs_status fs_task_finish(fs_step *s, const fs_settings *set, const fs_task *task, const fs_carry *carry, fs_view *out);
+
+#endif

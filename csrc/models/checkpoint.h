@@ -1,0 +1,48 @@
+/* checkpoint.h - a model folder as Python read it: config keys and a tensor table. JSON never reaches C.
+ *
+ * Everything here comes from files that somebody else wrote. fs_checkpoint_check compares each number with the files
+ * themselves; after it, offsets and sizes can be trusted, shapes still have to be compared with the weight tables (load.h).
+ * Owner: whoever built it (py/, tests); the strings and arrays are borrowed for the life of a call. */
+#ifndef FS_MODELS_CHECKPOINT_H
+#define FS_MODELS_CHECKPOINT_H
+
+#include "base/status.h"
+#include "base/view.h"
+
+#define FS_MAX_RANK 8
+
+/* One key of config.json. Lists and objects keep their JSON text: a key table may only say that they are harmless. */
+typedef struct {
+    const char *key;
+    enum { FS_NULL, FS_BOOL, FS_INT, FS_FLOAT, FS_TEXT, FS_JSON } kind;
+    int64_t i; /* FS_BOOL, FS_INT */
+    double f;  /* FS_INT, FS_FLOAT */
+    const char *text; /* FS_TEXT, FS_JSON */
+} fs_config_key;
+
+typedef struct {
+    const char *name;
+    fs_dtype dtype; /* FS_DTYPE_COUNT: one we do not know; fine for tensors nobody uses */
+    const char *dtype_text;
+    int rank;
+    int64_t shape[FS_MAX_RANK];
+    int file;            /* index into files */
+    int64_t offset, bytes; /* in that file */
+} fs_tensor;
+
+typedef struct {
+    const char *name; /* for sentences: the folder */
+    const fs_config_key *keys;
+    int key_count;
+    const fs_tensor *tensors;
+    int tensor_count;
+    const char *const *files;
+    int file_count;
+} fs_checkpoint;
+
+/* Opens each file and checks every tensor against its size: range, overlap, shape x dtype = bytes, duplicate names. */
+fs_status fs_checkpoint_check(const fs_checkpoint *c);
+/* NULL when the key is not there. */
+const fs_config_key *fs_checkpoint_key(const fs_checkpoint *c, const char *key);
+
+#endif

@@ -1,0 +1,253 @@
+#include "py/py.h"
+
+#include "base/alloc.h"
+
+#include <string.h>
+
+/* Borrowed UTF-8 of a str; the object is kept alive in `keep`. */
+static const char *text_of(PyObject *object, const char *what, PyObject *keep) {
+    if (!PyUnicode_Check(object)) {
+        PyErr_Format(PyExc_TypeError, "%s must be str, not %R", what, (PyObject *)Py_TYPE(object));
+        return NULL;
+    }
+    Py_ssize_t length;
+    const char *text = PyUnicode_AsUTF8AndSize(object, &length);
+    if (!text || PyList_Append(keep, object) < 0) return NULL;
+    if ((size_t)length != strlen(text)) {
+        PyErr_Format(PyExc_ValueError, "%s holds a NUL character: %R", what, object);
+        return NULL;
+    }
+    return text;
+}
+
+static void *new_array(size_t count, size_t size) {
+    void *at;
+    if (fs_alloc(&at, count, size) != FS_OK) return PyErr_NoMemory();
+    return at;
+}
+
+int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep) {
+    Py_ssize_t n = PyUnicode_Check(sequence) ? -1 : PySequence_Size(sequence);
+    if (n < 0 || n > INT32_MAX) {
+        PyErr_Format(PyExc_TypeError, "%s must be a sequence of str", what);
+        return -1;
+    }
+    const char **texts = new_array((size_t)n, sizeof *texts);
+    if (!texts) return -1;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PySequence_GetItem(sequence, i);
+        texts[i] = item ? text_of(item, what, keep) : NULL;
+        Py_XDECREF(item);
+        if (!texts[i]) {
+            fs_free(texts);
+            return -1;
+        }
+    }
+    *out = texts;
+    *count = (int)n;
+    return 0;
+}
+
+/* Lists and objects travel as JSON text: C only has to know that they are there, and to quote them. */
+static int json_from(fs_config_key *key, PyObject *value, PyObject *keep) {
+    PyObject *json = PyImport_ImportModule("json");
+    PyObject *text = json ? PyObject_CallMethod(json, "dumps", "O", value) : NULL;
+    key->kind = FS_JSON;
+    key->text = text ? text_of(text, "config", keep) : NULL;
+    Py_XDECREF(text);
+    Py_XDECREF(json);
+    return key->text ? 0 : -1;
+}
+
+static int key_from(fs_config_key *key, PyObject *name, PyObject *value, PyObject *keep) {
+    key->key = text_of(name, "a config key", keep);
+    if (!key->key) return -1;
+    if (value == Py_None) {
+        key->kind = FS_NULL;
+    } else if (PyBool_Check(value)) {
+        key->kind = FS_BOOL;
+        key->i = value == Py_True;
+    } else if (PyLong_Check(value)) {
+        int overflow = 0;
+        key->kind = FS_INT;
+        key->i = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow) key->i = overflow > 0 ? INT64_MAX : INT64_MIN; /* out of every range, and told as such */
+        key->f = (double)key->i;
+    } else if (PyFloat_Check(value)) {
+        key->kind = FS_FLOAT;
+        key->f = PyFloat_AsDouble(value);
+    } else if (PyUnicode_Check(value)) {
+        key->kind = FS_TEXT;
+        key->text = text_of(value, key->key, keep);
+        return key->text ? 0 : -1;
+    } else {
+        return json_from(key, value, keep);
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int keys_from(fs_checkpoint *c, PyObject *config, PyObject *keep) {
+    PyObject *items = PyMapping_Items(config);
+    if (!items) return -1;
+    Py_ssize_t n = PyList_Size(items);
+    fs_config_key *keys = new_array((size_t)n, sizeof *keys);
+    int st = keys ? 0 : -1;
+    for (Py_ssize_t i = 0; st == 0 && i < n; i++) {
+        PyObject *name, *value, *item = PyList_GetItem(items, i);
+        st = PyArg_ParseTuple(item, "OO", &name, &value) ? key_from(&keys[i], name, value, keep) : -1;
+    }
+    Py_DECREF(items);
+    c->keys = keys;
+    c->key_count = (int)n;
+    return st;
+}
+
+static int tensor_from(fs_tensor *t, PyObject *item, PyObject *keep) {
+    PyObject *name, *dtype, *shape;
+    long long offset, bytes;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a tensor must be a tuple (name, dtype, shape, file, offset, bytes)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "OOOiLL", &name, &dtype, &shape, &t->file, &offset, &bytes)) return -1;
+    t->name = text_of(name, "a tensor's name", keep);
+    t->dtype_text = t->name ? text_of(dtype, "a tensor's dtype", keep) : NULL;
+    if (!t->dtype_text) return -1;
+    t->dtype = fs_dtype_from_file(t->dtype_text);
+    t->offset = offset;
+    t->bytes = bytes;
+    Py_ssize_t rank = PySequence_Size(shape);
+    if (rank < 0) return -1;
+    t->rank = rank > INT32_MAX ? INT32_MAX : (int)rank; /* fs_checkpoint_check refuses more than FS_MAX_RANK */
+    for (int i = 0; i < t->rank && i < FS_MAX_RANK; i++) {
+        PyObject *size = PySequence_GetItem(shape, i);
+        t->shape[i] = size ? PyLong_AsLongLong(size) : -1;
+        Py_XDECREF(size);
+        if (PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+static int tensors_from(fs_checkpoint *c, PyObject *sequence, PyObject *keep) {
+    Py_ssize_t n = PySequence_Size(sequence);
+    if (n < 0) return -1;
+    fs_tensor *tensors = new_array((size_t)n, sizeof *tensors);
+    int st = tensors ? 0 : -1;
+    for (Py_ssize_t i = 0; st == 0 && i < n; i++) {
+        PyObject *item = PySequence_GetItem(sequence, i);
+        st = item ? tensor_from(&tensors[i], item, keep) : -1;
+        if (st == 0) st = PyList_Append(keep, item);
+        Py_XDECREF(item);
+    }
+    c->tensors = tensors;
+    c->tensor_count = (int)n;
+    return st;
+}
+
+int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files,
+                          const char *name) {
+    memset(out, 0, sizeof *out);
+    out->checkpoint.name = name;
+    out->keep = PyList_New(0);
+    const char **paths = NULL;
+    if (!out->keep || keys_from(&out->checkpoint, config, out->keep) < 0 ||
+        (tensors && tensors_from(&out->checkpoint, tensors, out->keep) < 0) ||
+        (files && fs_py_strings_from(&paths, &out->checkpoint.file_count, files, "files", out->keep) < 0)) {
+        fs_py_checkpoint_clear(out);
+        return -1;
+    }
+    out->checkpoint.files = paths;
+    return 0;
+}
+
+void fs_py_checkpoint_clear(fs_py_checkpoint *c) {
+    fs_free((void *)c->checkpoint.keys);
+    fs_free((void *)c->checkpoint.tensors);
+    fs_free((void *)c->checkpoint.files);
+    Py_XDECREF(c->keep);
+    memset(c, 0, sizeof *c);
+}
+
+static int stage_from(fs_stage_plan *stage, PyObject *item) {
+    PyObject *devices;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a stage must be a tuple (first layer, last layer, (device, ...))");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "iiO", &stage->first_layer, &stage->last_layer, &devices)) return -1;
+    Py_ssize_t ranks = PySequence_Size(devices);
+    if (ranks < 0) return -1;
+    if (ranks < 1 || ranks > FS_MAX_GROUP) {
+        PyErr_Format(PyExc_ValueError, "a stage has %zd devices; it takes 1 to %d", ranks, FS_MAX_GROUP);
+        return -1;
+    }
+    stage->ranks = (int)ranks;
+    for (int r = 0; r < stage->ranks; r++) {
+        PyObject *device = PySequence_GetItem(devices, r);
+        stage->devices[r] = device ? (int)PyLong_AsLong(device) : -1;
+        Py_XDECREF(device);
+        if (PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+int fs_py_stages_from(fs_stage_plan **out, int *count, PyObject *sequence) {
+    Py_ssize_t n = PySequence_Size(sequence);
+    if (n < 0 || n > 10000) {
+        PyErr_SetString(PyExc_TypeError, "plan must be a sequence of at most 10000 stages");
+        return -1;
+    }
+    fs_stage_plan *stages = new_array((size_t)n, sizeof *stages);
+    int st = stages ? 0 : -1;
+    for (Py_ssize_t i = 0; st == 0 && i < n; i++) {
+        PyObject *item = PySequence_GetItem(sequence, i);
+        st = item ? stage_from(&stages[i], item) : -1;
+        Py_XDECREF(item);
+    }
+    if (st < 0) {
+        fs_free(stages);
+        return -1;
+    }
+    *out = stages;
+    *count = (int)n;
+    return 0;
+}
+
+static int pooling_from(fs_task *task, const char *name) {
+    static const char *const names[] = {
+#define X(id, name, meaning) name,
+        FS_POOLINGS(X)
+#undef X
+    };
+    for (int p = 0; p < FS_POOL_COUNT; p++)
+        if (!strcmp(names[p], name)) {
+            if (task->pooling_count == FS_POOL_COUNT) break;
+            task->pooling[task->pooling_count++] = (fs_pooling)p;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "pooling '%s' is not one of cls, mean, max, mean_sqrt_len, weightedmean, lasttoken",
+                 name);
+    return -1;
+}
+
+int fs_py_task_from(fs_task *out, const char *task, PyObject *pooling, int normalize, long long dimensions) {
+    *out = (fs_task){ .normalize = normalize != 0, .dimensions = dimensions };
+    if (!strcmp(task, "embed")) {
+        out->kind = FS_TASK_EMBED;
+    } else if (!strcmp(task, "hidden_states")) {
+        out->kind = FS_TASK_HIDDEN_STATES;
+        return 0;
+    } else {
+        PyErr_Format(PyExc_ValueError, "task '%s' is not one of embed, hidden_states", task);
+        return -1;
+    }
+    const char **names = NULL;
+    int count = 0, st = 0;
+    PyObject *keep = PyList_New(0);
+    if (!keep || !pooling || fs_py_strings_from(&names, &count, pooling, "pooling", keep) < 0) st = -1;
+    for (int i = 0; st == 0 && i < count; i++) st = pooling_from(out, names[i]);
+    fs_free(names);
+    Py_XDECREF(keep);
+    if (st < 0 && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "task 'embed' needs pooling=");
+    return st;
+}

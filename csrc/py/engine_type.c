@@ -1,0 +1,309 @@
+/* engine_type.c - firesteel._core.Engine: engine.h with Python's manners. */
+#include "py/py.h"
+
+#include "base/alloc.h"
+
+#include <time.h>
+
+int fs_py_engine_enter(fs_py_state *state, fs_py_engine *self) {
+    if (!self->engine || self->closing) {
+        fs_py_raise(state, fs_fail(FS_REQUEST, "this engine was closed; open another firesteel.Engine"));
+        return -1;
+    }
+    self->users++;
+    return 0;
+}
+
+void fs_py_engine_leave(fs_py_engine *self) { self->users--; }
+
+/* Everything __init__ borrows from Python while the engine opens. */
+typedef struct {
+    fs_py_checkpoint checkpoint;
+    fs_engine_options options;
+    const char **devices;
+    fs_stage_plan *stages;
+} open_arguments;
+
+static void arguments_clear(open_arguments *a) {
+    fs_py_checkpoint_clear(&a->checkpoint);
+    fs_free(a->devices);
+    fs_free(a->stages);
+}
+
+static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "config", "tensors",    "files",    "name", "devices", "dtype",
+                             "threads", "max_memory", "cpu_path", "plan", NULL };
+    PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None;
+    const char *name = "", *dtype = "auto", *cpu_path = NULL;
+    long long max_memory = 0;
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOsOsiLzO", names, &config, &tensors, &files, &name, &devices,
+                                     &dtype, &threads, &max_memory, &cpu_path, &plan))
+        return -1;
+    if (!config || !tensors || !files) {
+        PyErr_SetString(PyExc_TypeError, "Engine needs config=, tensors= and files=");
+        return -1;
+    }
+    if (threads < 0 || max_memory < 0) {
+        PyErr_Format(PyExc_ValueError, "threads is %d and max_memory is %lld; neither can be negative", threads,
+                     max_memory);
+        return -1;
+    }
+    if (fs_py_checkpoint_from(&a->checkpoint, config, tensors, files, name) < 0) return -1;
+    if (devices && fs_py_strings_from(&a->devices, &a->options.device_count, devices, "devices", a->checkpoint.keep) < 0)
+        return -1;
+    if (plan != Py_None && fs_py_stages_from(&a->stages, &a->options.stage_count, plan) < 0) return -1;
+    a->options.devices = a->devices;
+    a->options.stages = a->stages;
+    a->options.dtype = dtype;
+    a->options.cpu_path = cpu_path;
+    a->options.threads = threads;
+    a->options.max_memory = (size_t)max_memory;
+    return 0;
+}
+
+static int engine_init(PyObject *object, PyObject *args, PyObject *kwargs) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    open_arguments a = { 0 };
+    fs_engine *engine = NULL;
+    fs_status st;
+    if (self->engine) {
+        PyErr_SetString(PyExc_RuntimeError, "this engine is open already");
+        return -1;
+    }
+    if (arguments_read(&a, args, kwargs) < 0) {
+        arguments_clear(&a);
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    st = fs_engine_open(&engine, &a.checkpoint.checkpoint, &a.options);
+    Py_END_ALLOW_THREADS
+    arguments_clear(&a);
+    if (st != FS_OK) {
+        fs_py_raise(state, st);
+        return -1;
+    }
+    self->engine = engine;
+    return 0;
+}
+
+/* Ends the engine once no call is inside it; calls that wait for a job look every 50 ms. */
+static void engine_shut(fs_py_engine *self) {
+    fs_engine *engine = self->engine;
+    if (!engine || self->closing) return;
+    self->closing = 1;
+    while (self->users > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+        Py_END_ALLOW_THREADS
+    }
+    self->engine = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    fs_engine_close(engine);
+    Py_END_ALLOW_THREADS
+}
+
+PyDoc_STRVAR(close_doc, "close()\n--\n\nFails what is unfinished, ends the threads, gives all memory back. "
+                        "A second call does nothing.");
+
+static PyObject *engine_close(PyObject *object, PyObject *Py_UNUSED(none)) {
+    engine_shut((fs_py_engine *)object);
+    Py_RETURN_NONE;
+}
+
+static void engine_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    engine_shut((fs_py_engine *)object);
+    PyObject_Free(object);
+    Py_DECREF((PyObject *)type);
+}
+
+PyDoc_STRVAR(submit_doc,
+             "submit(ids, offsets, out, *, task, pooling=(), normalize=False, dimensions=0)\n--\n\n"
+             "Queues rows and returns a Job at once.\n\n"
+             "ids: int32 [T], the rows' token ids one after the other. offsets: int64 [rows + 1] from 0 to T.\n"
+             "out: float32, written in place: [rows, width] for task 'embed', [T, D] for 'hidden_states'. All three must\n"
+             "not change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError.");
+
+static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "ids", "offsets", "out", "task", "pooling", "normalize", "dimensions", NULL };
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    PyObject *ids, *offsets, *out, *pooling = NULL, *arrays, *result;
+    const char *task = NULL;
+    int normalize = 0;
+    long long dimensions = 0;
+    Py_ssize_t id_count, offset_count, out_count;
+    fs_request request = { 0 };
+    fs_job *job = NULL;
+    fs_status st;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOpL", names, &ids, &offsets, &out, &task, &pooling, &normalize,
+                                     &dimensions))
+        return NULL;
+    if (!task) {
+        PyErr_SetString(PyExc_TypeError, "submit needs task='embed' or task='hidden_states'");
+        return NULL;
+    }
+    if (fs_py_int32_array(ids, "ids", &request.ids, &id_count) < 0 ||
+        fs_py_int64_array(offsets, "offsets", &request.offsets, &offset_count) < 0 ||
+        fs_py_float_out(out, "out", &request.out, &out_count) < 0 ||
+        fs_py_task_from(&request.task, task, pooling, normalize, dimensions) < 0)
+        return NULL;
+    if (offset_count < 1 || request.offsets[0] != 0 || request.offsets[offset_count - 1] != id_count) {
+        PyErr_Format(PyExc_ValueError, "offsets must run from 0 to the %zd token ids, with one more entry than rows",
+                     id_count);
+        return NULL;
+    }
+    request.rows = offset_count - 1;
+    request.out_floats = out_count;
+    arrays = PyTuple_Pack(3, ids, offsets, out);
+    if (!arrays) return NULL;
+    if (fs_py_engine_enter(state, self) < 0) {
+        Py_DECREF(arrays);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    st = fs_engine_submit(self->engine, &request, &job);
+    Py_END_ALLOW_THREADS
+    fs_py_engine_leave(self);
+    result = st == FS_OK ? fs_py_job_new(state, self, job, arrays) : fs_py_raise(state, st);
+    if (!result && job) fs_job_free(job);
+    Py_DECREF(arrays);
+    return result;
+}
+
+PyDoc_STRVAR(fileno_doc, "fileno()\n--\n\nAn eventfd that is readable when a job has finished since it was last read.");
+
+static PyObject *engine_fileno(PyObject *object, PyObject *Py_UNUSED(none)) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (fs_py_engine_enter(state, self) < 0) return NULL;
+    int fd = fs_engine_fd(self->engine);
+    fs_py_engine_leave(self);
+    return PyLong_FromLong(fd);
+}
+
+static PyObject *device_stats(fs_py_state *state, fs_engine *engine, int device) {
+    fs_device_stats d;
+    fs_status st = fs_engine_device_stats(engine, device, &d);
+    if (st != FS_OK) return fs_py_raise(state, st);
+    return Py_BuildValue("{s:s,s:s,s:i,s:d,s:n,s:n,s:n,s:n,s:n}", "name", d.name, "numerics", d.numerics, "threads",
+                         d.threads, "busy_seconds", d.busy_seconds, "limit", (Py_ssize_t)d.limit, "peak",
+                         (Py_ssize_t)d.peak, "weights", (Py_ssize_t)d.used[FS_WEIGHTS], "workspace",
+                         (Py_ssize_t)d.used[FS_WORKSPACE], "staging", (Py_ssize_t)d.used[FS_STAGING]);
+}
+
+PyDoc_STRVAR(stats_doc, "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
+                        "queued_rows, open_seconds,\nand for each of `devices` its bytes by use and the seconds its "
+                        "threads were busy.");
+
+static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (fs_py_engine_enter(state, self) < 0) return NULL;
+    fs_engine_stats s = fs_engine_stats_read(self->engine);
+    int count = fs_engine_device_count(self->engine);
+    PyObject *devices = PyList_New(count);
+    for (int i = 0; devices && i < count; i++) {
+        PyObject *item = device_stats(state, self->engine, i);
+        if (!item || PyList_SetItem(devices, i, item) < 0) Py_CLEAR(devices);
+    }
+    fs_py_engine_leave(self);
+    if (!devices) return NULL;
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:N}", "rows", (long long)s.rows, "duplicate_rows",
+                         (long long)s.duplicate_rows, "tokens", (long long)s.tokens, "batches", (long long)s.batches,
+                         "failed_rows", (long long)s.failed_rows, "queued_rows", (long long)s.queued_rows,
+                         "open_seconds", s.open_seconds, "devices", devices);
+}
+
+static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (fs_py_engine_enter(state, self) < 0) return NULL;
+    const fs_settings *s = fs_engine_settings(self->engine);
+    PyObject *result = Py_BuildValue(
+        "{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d}", "model_type", s->arch->model_type, "dtype", fs_dtype_name(s->dtype),
+        "layers", (long long)s->L, "width", (long long)s->D, "heads", (long long)s->H, "head_width", (long long)s->E,
+        "inner_width", (long long)s->F, "vocabulary", (long long)s->V, "positions", (long long)s->P, "eps",
+        (double)s->eps);
+    fs_py_engine_leave(self);
+    return result;
+}
+
+static PyObject *stage_dict(const fs_stage_plan *stage) {
+    PyObject *devices = PyList_New(stage->ranks);
+    for (int r = 0; devices && r < stage->ranks; r++)
+        if (PyList_SetItem(devices, r, PyLong_FromLong(stage->devices[r])) < 0) Py_CLEAR(devices);
+    if (!devices) return NULL;
+    return Py_BuildValue("{s:i,s:i,s:N}", "first_layer", stage->first_layer, "last_layer", stage->last_layer, "devices",
+                         devices);
+}
+
+static PyObject *engine_placement(PyObject *object, void *Py_UNUSED(closure)) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (fs_py_engine_enter(state, self) < 0) return NULL;
+    const fs_plan *plan = fs_engine_plan(self->engine);
+    int device_count = fs_engine_device_count(self->engine);
+    PyObject *stages = PyList_New(plan->stage_count), *devices = PyList_New(device_count);
+    for (int i = 0; stages && i < plan->stage_count; i++) {
+        PyObject *item = stage_dict(&plan->stages[i]);
+        if (!item || PyList_SetItem(stages, i, item) < 0) Py_CLEAR(stages);
+    }
+    for (int i = 0; stages && devices && i < device_count; i++) {
+        fs_device_stats d;
+        fs_status st = fs_engine_device_stats(self->engine, i, &d);
+        PyObject *item = st == FS_OK ? PyUnicode_FromString(d.name) : fs_py_raise(state, st);
+        if (!item || PyList_SetItem(devices, i, item) < 0) Py_CLEAR(devices);
+    }
+    fs_py_engine_leave(self);
+    if (!stages || !devices) {
+        Py_XDECREF(stages);
+        Py_XDECREF(devices);
+        return NULL;
+    }
+    return Py_BuildValue("{s:N,s:N}", "devices", devices, "stages", stages);
+}
+
+static PyObject *engine_numerics(PyObject *object, void *Py_UNUSED(closure)) {
+    fs_py_engine *self = (fs_py_engine *)object;
+    fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
+    if (fs_py_engine_enter(state, self) < 0) return NULL;
+    PyObject *text = PyUnicode_FromString(fs_engine_numerics(self->engine));
+    fs_py_engine_leave(self);
+    return text;
+}
+
+static PyMethodDef methods[] = {
+    { "submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS, submit_doc },
+    { "fileno", engine_fileno, METH_NOARGS, fileno_doc },
+    { "stats", engine_stats, METH_NOARGS, stats_doc },
+    { "close", engine_close, METH_NOARGS, close_doc },
+    { 0 },
+};
+
+static PyGetSetDef getters[] = {
+    { "settings", engine_settings, NULL, "What config.json said: layers, width, heads, vocabulary, ...", NULL },
+    { "placement", engine_placement, NULL, "Which layers sit on which devices.", NULL },
+    { "numerics", engine_numerics, NULL, "Engines with the same id give the same row the same bits.", NULL },
+    { 0 },
+};
+
+PyDoc_STRVAR(engine_doc,
+             "Engine(*, config, tensors, files, name='', devices=('cpu',), dtype='auto', threads=0, max_memory=0,\n"
+             "       cpu_path=None, plan=None)\n--\n\n"
+             "A model on its devices. Loads with the GIL let go; raises CheckpointError, ConfigError, DeviceError or\n"
+             "OutOfMemory with one sentence. See _core.pyi for the types of the arguments.");
+
+static PyType_Slot slots[] = {
+    { Py_tp_doc, (void *)engine_doc }, { Py_tp_init, engine_init },       { Py_tp_dealloc, engine_dealloc },
+    { Py_tp_methods, methods },        { Py_tp_getset, getters },         { 0, NULL },
+};
+
+PyType_Spec fs_py_engine_spec = {
+    .name = "firesteel._core.Engine",
+    .basicsize = sizeof(fs_py_engine),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = slots,
+};

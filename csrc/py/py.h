@@ -1,0 +1,69 @@
+/* py.h - the CPython module firesteel._core: the only folder that knows Python.
+ *
+ * Thin and checked: arguments become C structs (arguments.c), the call runs with the GIL let go, a status becomes an
+ * exception with its sentence (errors.c). Importing opens no device, thread, file or socket. NumPy's headers stay in
+ * numpy.c. Stable ABI (cp310-abi3): heap types, state in the module. */
+#ifndef FS_PY_PY_H
+#define FS_PY_PY_H
+
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "base/status.h"
+#include "engine/engine.h"
+
+/* X(slot): what the module keeps alive; makes the struct, the visit and the clear. */
+#define FS_PY_STATE(X) X(Error) X(EngineType) X(JobType)
+
+typedef struct {
+#define X(slot) PyObject *slot;
+    FS_PY_STATE(X)
+#undef X
+    PyObject *exceptions[FS_STATUS_COUNT]; /* by status */
+} fs_py_state;
+
+fs_py_state *fs_py_state_of(PyObject *module);
+
+/* errors.c: makes the exception classes; raises the thread's last failure as the exception of its status; always NULL. */
+int fs_py_errors_add(PyObject *module, fs_py_state *state);
+PyObject *fs_py_raise(fs_py_state *state, fs_status status);
+
+/* engine_type.c, job_type.c */
+typedef struct {
+    PyObject_HEAD
+    fs_engine *engine;  /* NULL once closed */
+    Py_ssize_t users;   /* calls inside it with the GIL let go; changed under the GIL only */
+    int closing;
+} fs_py_engine;
+extern PyType_Spec fs_py_engine_spec, fs_py_job_spec;
+PyObject *fs_py_job_new(fs_py_state *state, fs_py_engine *engine, fs_job *job, PyObject *arrays);
+/* Raises when the engine is closed; else the engine may be used until fs_py_engine_leave. */
+int fs_py_engine_enter(fs_py_state *state, fs_py_engine *self);
+void fs_py_engine_leave(fs_py_engine *self);
+
+/* arguments.c: Python's config and tensor table as C structs. Borrowed strings stay alive through `keep`. */
+typedef struct {
+    fs_checkpoint checkpoint;
+    PyObject *keep;
+} fs_py_checkpoint;
+int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files, const char *name);
+void fs_py_checkpoint_clear(fs_py_checkpoint *c);
+/* A sequence of str as an array of borrowed strings (fs_free it); keep: a list the objects are appended to. */
+int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep);
+/* [(first, last, (device, ...)), ...] */
+int fs_py_stages_from(fs_stage_plan **out, int *count, PyObject *sequence);
+int fs_py_task_from(fs_task *out, const char *task, PyObject *pooling, int normalize, long long dimensions);
+
+/* numpy.c: data of a C-contiguous, aligned array of the given type; raises TypeError naming `what`. */
+int fs_py_numpy_import(void);
+int fs_py_int32_array(PyObject *array, const char *what, const int32_t **data, Py_ssize_t *count);
+int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, Py_ssize_t *count);
+int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count); /* must be writeable */
+
+/* info.c */
+extern PyMethodDef fs_py_functions[];
+
+#endif

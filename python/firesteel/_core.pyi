@@ -1,0 +1,75 @@
+"""The C engine. `firesteel.Engine` is the friendly face; everything here is a thin, checked door into csrc/.
+
+Importing this module opens no device, thread, file or socket.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+build: str  # version and commit this extension was built from
+
+class Error(Exception): ...
+class CheckpointError(Error): ...
+class ConfigError(Error): ...
+class DeviceError(Error): ...
+class OutOfMemory(Error): ...
+class ManagerError(Error): ...
+class RequestError(Error): ...
+
+# name, dtype as safetensors spells it ("F32", "F16", "BF16", ...), shape, index into files, byte offset in that file, bytes
+Tensor = tuple[str, str, tuple[int, ...], int, int, int]
+# first layer, one past the last layer, indices into devices (more than one: a tensor group)
+Stage = tuple[int, int, tuple[int, ...]]
+
+class Engine:
+    def __init__(
+        self,
+        *,
+        config: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        files: Sequence[str],
+        name: str = "",
+        devices: Sequence[str] = ("cpu",),
+        dtype: str = "auto",
+        threads: int = 0,
+        max_memory: int = 0,
+        cpu_path: str | None = None,
+        plan: Sequence[Stage] | None = None,
+    ) -> None: ...
+    @property
+    def settings(self) -> dict[str, object]: ...
+    @property
+    def placement(self) -> dict[str, object]: ...
+    @property
+    def numerics(self) -> str: ...
+    def submit(
+        self,
+        ids: np.ndarray,  # int32 [T], the rows one after the other
+        offsets: np.ndarray,  # int64 [rows + 1], offsets[0] == 0, offsets[rows] == T
+        out: np.ndarray,  # float32, written in place: [rows, dim] for "embed", [T, D] for "hidden_states"
+        *,
+        task: str,  # "embed" | "hidden_states"
+        pooling: Sequence[str] = (),  # "cls" "mean" "max" "mean_sqrt_len" "weightedmean" "lasttoken"; several: concatenated
+        normalize: bool = False,
+        dimensions: int = 0,  # keep the first n of the pooled vector, before normalising; 0: all
+    ) -> Job: ...
+    def fileno(self) -> int: ...  # an eventfd: readable when a job has finished
+    def stats(self) -> dict[str, object]: ...
+    def close(self) -> None: ...
+
+class Job:
+    def wait(self, timeout: float = -1.0) -> bool: ...  # False: not finished in time; raises what failed the job
+    def cancel(self) -> None: ...  # after it returns nothing writes to `out`
+    @property
+    def errors(self) -> list[tuple[int, str, str]]: ...  # (row, row code, sentence): rows that were not computed
+
+def architectures() -> list[dict[str, object]]: ...  # {"model_type", "architectures"}
+def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what could be opened; nothing is opened
+
+# cores, affinity, quota, total, available, cgroup_limit, address_limit (bytes; 0: none), and "paths": the CPU kernel
+# paths best first, as (name, None or why it cannot run here)
+def host() -> dict[str, object]: ...
+def knobs() -> list[dict[str, str]]: ...  # name, default, what it does
+def row_codes() -> list[dict[str, str]]: ...  # code, what it means
+def trace(config: Mapping[str, object], lengths: Sequence[int]) -> str: ...  # the ops one batch runs, from the measure backend
