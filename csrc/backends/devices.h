@@ -17,9 +17,10 @@ typedef struct {
     fs_device_options options;
 } fs_device_choice;
 
-/* What holds for all of them: threads is cut over the devices, each getting at least one (0: the host's cores); max_memory
- * bounds each; path is kept as a pointer. out has room for FS_DEVICES_MAX; *count is what `names` asks for, in its order.
- * FS_CONFIG for a name that is none, a repetition or a gap; FS_DEVICE for a kind that this build lacks. */
+/* What holds for all of them: threads is cut over the devices, each getting at least one (0: the host's cores);
+ * max_memory bounds each; path is kept as a pointer. out has room for FS_DEVICES_MAX; *count is what `names` asks for,
+ * in its order. FS_CONFIG for a name that is none, a repetition or a gap; FS_DEVICE for a kind that this build
+ * lacks. */
 fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
                              int *count);
 

@@ -16,7 +16,7 @@ fs_status fs_arena_push(fs_arena *a, size_t bytes, void **out) {
 }
 
 fs_status fs_arena_view(fs_arena *a, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
-    void *at;
+    void *at = NULL;
     FS_TRY(fs_arena_push(a, (size_t)rows * (size_t)cols * fs_dtype_bytes(dtype), &at));
     *out = (fs_view){ .at = at, .dtype = dtype, .rows = rows, .cols = cols, .stride = cols };
     return FS_OK;

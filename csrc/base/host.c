@@ -16,8 +16,8 @@
  *                        4:memory:/a/b         v1, one line a controller or several, "cpu,cpuacct"
  *   /sys/fs/cgroup/...   a/b/memory.max ...    a file a limit; those of a and of the root hold for a/b as well
  *
- * In a container the path is often the host's and does not exist below the mount, whose root is then the container's own
- * group. So the path is walked up to the root, and what is not there does not limit. */
+ * In a container the path is often the host's and does not exist below the mount, whose root is then the container's
+ * own group. So the path is walked up to the root, and what is not there does not limit. */
 
 enum { FILE_BYTES = 16384, PATH_BYTES = 4352, GROUP_BYTES = 2048 };
 static const uint64_t UNLIMITED = (uint64_t)1 << 60; /* v1 writes "no limit" as a number near 2^63 */
@@ -37,7 +37,8 @@ static int slurp(char *text, const char *root, const char *path) {
     return used > 0;
 }
 
-/* Decimal digits at *at, which moves behind them; 0 when there are none. Too large a number becomes UINT64_MAX. */
+/* A word of decimal digits at *at, which moves behind it; 0 when there is none. Too large a number becomes
+ * UINT64_MAX. */
 static int number(const char **at, uint64_t *out) {
     const char *p = *at;
     while (*p == ' ' || *p == '\t') p++;
@@ -47,6 +48,7 @@ static int number(const char **at, uint64_t *out) {
         uint64_t digit = (uint64_t)(*p - '0');
         value = value > (UINT64_MAX - digit) / 10 ? UINT64_MAX : value * 10 + digit;
     }
+    if (*p && !strchr(" \t\n", *p)) return 0;
     *at = p;
     *out = value;
     return 1;

@@ -87,7 +87,11 @@ static int key_from(fs_config_key *key, PyObject *name, PyObject *value, PyObjec
 }
 
 static int keys_from(fs_checkpoint *c, PyObject *config, PyObject *keep) {
-    PyObject *items = PyMapping_Items(config);
+    if (!PyDict_Check(config)) {
+        PyErr_Format(PyExc_TypeError, "config must be a dict, not %R", (PyObject *)Py_TYPE(config));
+        return -1;
+    }
+    PyObject *items = PyDict_Items(config);
     if (!items) return -1;
     Py_ssize_t n = PyList_Size(items);
     fs_config_key *keys = new_array((size_t)n, sizeof *keys);

@@ -1,11 +1,11 @@
 /* pool.h - the threads of one CPU device.
  *
  * One caller at a time (the device's driver thread) hands out `chunks` pieces of work; it and the helpers claim them
- * dynamically, so an oversubscribed host costs only its share: the caller waits for chunks that somebody has claimed, never
- * for a helper to come. Idle helpers spin for a few thousand pauses, then park on a futex. Threads are started on first use,
- * never at open, and anew after a fork (the pid is compared); one that cannot be started only means fewer helpers.
- * Helpers block all signals, are called "fs-cpu.1", "fs-cpu.2" ... and are not pinned: executors on one host would all
- * pin to the same first cores. Results must not depend on who runs a chunk. */
+ * dynamically, so an oversubscribed host costs only its share: the caller waits for chunks that somebody has claimed,
+ * never for a helper to come. Idle helpers spin for a few thousand pauses, then park on a futex. Threads are started
+ * on first use, never at open, and anew after a fork (the pid is compared); one that cannot be started only means
+ * fewer helpers. Helpers block all signals, are called "fs-cpu.1", "fs-cpu.2" ... and are not pinned: executors on one
+ * host would all pin to the same first cores. Results must not depend on who runs a chunk. */
 #ifndef FS_CPU_POOL_H
 #define FS_CPU_POOL_H
 

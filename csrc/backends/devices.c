@@ -1,0 +1,76 @@
+#include "backends/devices.h"
+
+#include <string.h>
+
+/* "cpu:1" -> kind "cpu", index 1; no index is 0. */
+static fs_status parse(const char *name, char kind[16], int *index) {
+    const char *colon = strchr(name, ':');
+    size_t length = colon ? (size_t)(colon - name) : strlen(name);
+    *index = 0;
+    if (length == 0 || length >= 16) goto bad;
+    memcpy(kind, name, length);
+    kind[length] = 0;
+    if (!colon) return FS_OK;
+    const char *digit = colon + 1;
+    if (!*digit || strlen(digit) > 4) goto bad;
+    for (; *digit; digit++) {
+        if (*digit < '0' || *digit > '9') goto bad;
+        *index = *index * 10 + (*digit - '0');
+    }
+    return FS_OK;
+bad:
+    return fs_fail(FS_CONFIG,
+                   "devices: '%.60s' is no device; write \"auto\", \"cpu\" or a list like \"cpu:0\", \"cpu:1\"", name);
+}
+
+static fs_status find(const char *name, const char *kind, const fs_backend **out) {
+    if (!strcmp(kind, "cuda"))
+        return fs_fail(FS_DEVICE,
+                       "devices: '%.60s' needs the CUDA backend, which this build does not have; use \"cpu\"", name);
+    /* measure computes nothing, so it is no place for a user's rows */
+    if (!strcmp(kind, fs_measure_backend.name) || fs_backend_find(kind, out) != FS_OK)
+        return fs_fail(FS_CONFIG,
+                       "devices: '%.60s' is of no known kind; write \"auto\", \"cpu\" or a list like \"cpu:0\", "
+                       "\"cpu:1\"",
+                       name);
+    return FS_OK;
+}
+
+/* Part `index` of a whole cut into `of`. */
+static int part(int whole, int index, int of) {
+    int share = whole / of + (index < whole % of);
+    return share > 0 ? share : 1;
+}
+
+fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
+                             int *count) {
+    const char *taken[FS_DEVICES_MAX] = { NULL };
+    if (n < 1 || n > FS_DEVICES_MAX)
+        return fs_fail(FS_CONFIG, "devices names %d devices; name 1 to %d, or \"auto\"", n, FS_DEVICES_MAX);
+    for (int i = 0; i < n; i++) {
+        char kind[16];
+        int index;
+        const char *name = names[i];
+        if (!strcmp(name, "auto")) {
+            if (n > 1) return fs_fail(FS_CONFIG, "devices: \"auto\" stands alone; here it is one of %d names", n);
+            name = "cpu";
+        }
+        FS_TRY(parse(name, kind, &index));
+        FS_TRY(find(name, kind, &out[i].backend));
+        if (index >= n)
+            return fs_fail(
+                FS_CONFIG,
+                "devices: '%s' lies beyond the %d named: the cores are cut into as many devices as are named, "
+                "cpu:0 to cpu:%d; name its siblings too, or \"cpu\" for all cores",
+                name, n, n - 1);
+        if (taken[index])
+            return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are the same device; name each once", taken[index], name);
+        taken[index] = name;
+        out[i].options = *common;
+        out[i].options.index = index;
+        out[i].options.of = n;
+        if (common->threads) out[i].options.threads = part(common->threads, index, n);
+    }
+    *count = n;
+    return FS_OK;
+}

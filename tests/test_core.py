@@ -1,0 +1,203 @@
+"""The door into C (firesteel._core): wrong arguments of every kind are answered by an exception, never by a crash."""
+
+import gc
+import select
+import threading
+
+import numpy as np
+import pytest
+import tiny
+
+from firesteel import Error, RequestError, _core
+from firesteel.checkpoint import Checkpoint
+
+IDS = np.array([2, 5, 6, 3, 2, 3], dtype=np.int32)
+OFFSETS = np.array([0, 4, 6], dtype=np.int64)
+
+
+def open_arguments(folder):
+    checkpoint = Checkpoint.open(str(folder))
+    return {"config": checkpoint.config, "tensors": checkpoint.tensors, "files": checkpoint.files, "name": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    return open_arguments(tiny.write(tmp_path_factory.mktemp("door") / "model", seed=7))
+
+
+@pytest.fixture
+def engine(arguments):
+    engine = _core.Engine(**arguments)
+    yield engine
+    engine.close()
+
+
+def embed(engine, out=None, **changes):
+    width = engine.settings["width"]
+    out = np.full((2, width), np.nan, dtype=np.float32) if out is None else out
+    request = {"ids": IDS, "offsets": OFFSETS, "out": out, "task": "embed", "pooling": ("mean",), **changes}
+    return engine.submit(request.pop("ids"), request.pop("offsets"), request.pop("out"), **request), out
+
+
+def test_a_job_fills_out_and_announces_itself(engine):
+    job, out = embed(engine)
+    assert job.wait(30) is True
+    assert np.isfinite(out).all() and job.errors == []
+    assert select.select([engine.fileno()], [], [], 5)[0], "the eventfd was not readable after a job had finished"
+    assert engine.stats()["rows"] == 2
+
+
+def test_bad_rows_are_named_and_the_others_computed(engine):
+    vocabulary = engine.settings["vocabulary"]
+    ids = np.array([2, 3, vocabulary, -1, 2, 3], dtype=np.int32)
+    offsets = np.array([0, 2, 3, 4, 4, 6], dtype=np.int64)
+    out = np.full((5, engine.settings["width"]), np.nan, dtype=np.float32)
+    job, _ = embed(engine, out, ids=ids, offsets=offsets)
+    assert job.wait(30)
+    assert [(row, code) for row, code, _ in job.errors] == [(1, "SCHEMA"), (2, "SCHEMA"), (3, "SCHEMA")]
+    assert str(vocabulary) in job.errors[0][2]
+    assert np.isfinite(out[[0, 4]]).all() and np.isnan(out[1:4]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "exception", "words"),
+    [
+        ({"ids": IDS.astype(np.int64)}, TypeError, "ids must be"),
+        ({"ids": IDS[::2]}, TypeError, "ids must be"),
+        ({"ids": [1, 2]}, TypeError, "ids must be"),
+        ({"offsets": OFFSETS.astype(np.int32)}, TypeError, "offsets must be"),
+        ({"offsets": np.array([0, 4], dtype=np.int64)}, ValueError, "offsets must run"),
+        ({"offsets": np.array([], dtype=np.int64)}, ValueError, "offsets must run"),
+        ({"offsets": np.array([0, 9, 6], dtype=np.int64)}, Error, "offset"),
+        ({"offsets": np.array([0, -4, 6], dtype=np.int64)}, Error, "offset"),
+        ({"out": np.zeros((1, 3), dtype=np.float32)}, RequestError, "out"),
+        ({"out": np.zeros((2, 300))}, TypeError, "out must be"),
+        ({"out": np.zeros(9999, dtype=np.float32)[::2]}, TypeError, "out must be"),
+        ({"task": "dance"}, ValueError, "dance"),
+        ({"pooling": ("median",)}, ValueError, "median"),
+        ({"pooling": ()}, Error, "pooling"),
+        ({"pooling": ("mean", "mean")}, Error, "mean"),
+        ({"pooling": "mean"}, TypeError, "pooling"),
+        ({"dimensions": 10**6}, Error, "1000000"),
+        ({"dimensions": -1}, Error, "-1"),
+    ],
+    ids=lambda v: str(v)[:40] if isinstance(v, dict) else "",
+)
+def test_wrong_submissions(engine, changes, exception, words):
+    with pytest.raises(exception, match=words):
+        embed(engine, **changes)
+    job, out = embed(engine)
+    assert job.wait(30) and np.isfinite(out).all(), "the engine no longer works after a refused submission"
+
+
+def test_read_only_out_is_refused(engine):
+    out = np.zeros((2, engine.settings["width"]), dtype=np.float32)
+    out.flags.writeable = False
+    with pytest.raises(TypeError, match="read-only"):
+        embed(engine, out)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": 3},
+        {"config": {3: 4}},
+        {"tensors": 3},
+        {"tensors": [3]},
+        {"tensors": [("a",)]},
+        {"tensors": [("a", "F32", (1,), 0, 0, "x")]},
+        {"tensors": [("a\0b", "F32", (1,), 0, 0, 4)]},
+        {"tensors": [("a", "F32", "xy", 0, 0, 4)]},
+        {"tensors": [("a", "F32", (2**70,), 0, 0, 4)]},
+        {"files": "abc"},
+        {"files": [b"abc"]},
+        {"devices": "cpu"},
+        {"devices": [1]},
+        {"threads": -1},
+        {"threads": "two"},
+        {"max_memory": -1},
+        {"plan": 3},
+        {"plan": [(0,)]},
+        {"plan": [(0, 1, ())]},
+        {"plan": [(0, 1, tuple(range(99)))]},
+        {"plan": [(0, 1, ("x",))]},
+        {"cpu_path": 3},
+        {"name": "\ud800"},
+        {"nonsense": 1},
+    ],
+    ids=str,
+)
+def test_wrong_types_when_opening(arguments, changes):
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        _core.Engine(**{**arguments, **changes})
+
+
+def test_engine_needs_its_arguments():
+    with pytest.raises(TypeError, match="config="):
+        _core.Engine()
+
+
+def test_closed_engine_answers_with_a_sentence(arguments):
+    engine = _core.Engine(**arguments)
+    job, _ = embed(engine)
+    engine.close()
+    engine.close()
+    for call in (lambda: embed(engine), engine.stats, engine.fileno, lambda: job.wait(0), lambda: engine.settings):
+        with pytest.raises(RequestError, match="closed"):
+            call()
+    job.cancel()
+    del engine, job
+    gc.collect()
+
+
+def test_cancel_leaves_out_alone(engine):
+    ids = np.tile(np.array([2, 5, 6, 3], dtype=np.int32), 20000)
+    offsets = np.arange(0, len(ids) + 1, 4, dtype=np.int64)
+    out = np.zeros((len(offsets) - 1, engine.settings["width"]), dtype=np.float32)
+    job, _ = embed(engine, out, ids=ids, offsets=offsets)
+    job.cancel()
+    before = out.copy()
+    again, fresh = embed(engine)
+    assert again.wait(30) and np.isfinite(fresh).all()
+    np.testing.assert_array_equal(out, before)
+
+
+def test_close_wakes_a_waiting_thread(arguments):
+    engine = _core.Engine(**arguments)
+    ids = np.tile(np.arange(2, 22, dtype=np.int32), 20000)
+    ids[::20] = np.arange(20000) % engine.settings["vocabulary"]
+    offsets = np.arange(0, len(ids) + 1, 20, dtype=np.int64)
+    out = np.zeros((len(offsets) - 1, engine.settings["width"]), dtype=np.float32)
+    job, _ = embed(engine, out, ids=ids, offsets=offsets)
+    ends: list[object] = []
+
+    def wait():
+        try:
+            ends.append(job.wait(60))
+        except RequestError as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    engine.close()
+    thread.join(20)
+    assert not thread.is_alive() and len(ends) == 1
+
+
+def test_jobs_cannot_be_made_by_hand():
+    with pytest.raises(TypeError):
+        _core.Job()
+
+
+def test_exceptions_are_one_family():
+    for name in ("CheckpointError", "ConfigError", "DeviceError", "OutOfMemory", "ManagerError", "RequestError"):
+        kind = getattr(_core, name)
+        assert issubclass(kind, Error) and kind.__module__ == "firesteel" and kind.__doc__
+
+
+def test_host_and_lists():
+    host = _core.host()
+    assert host["cores"] >= 1 and 0 < host["available"] <= host["total"]
+    assert any(why is None for _, why in host["paths"]), "no kernel path runs here"
+    assert {"backend": "cpu", "count": host["cores"]} in _core.devices()
+    assert any(a["model_type"] == "bert" and "Bert*" in a["architectures"] for a in _core.architectures())
