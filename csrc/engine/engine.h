@@ -60,7 +60,7 @@ fs_status fs_job_wait(fs_job *j, double seconds, int *done);
 int64_t fs_job_errors(fs_job *j, const fs_row_error **out);
 /* When it returns, nothing of the job is touched any more; wait then answers FS_CANCELLED unless the job had finished. */
 void fs_job_cancel(fs_job *j);
-void fs_job_free(fs_job *j); /* cancels; NULL is fine; must precede fs_engine_close */
+void fs_job_free(fs_job *j); /* cancels; NULL is fine; before or after fs_engine_close */
 
 int fs_engine_fd(const fs_engine *e); /* eventfd: readable when a job has finished since it was last read */
 const fs_settings *fs_engine_settings(const fs_engine *e);
@@ -70,7 +70,9 @@ const char *fs_engine_numerics(const fs_engine *e);
 int fs_engine_device_count(const fs_engine *e);
 
 typedef struct {
-    int64_t rows, duplicate_rows, tokens, batches, failed_rows;
+    int64_t rows, duplicate_rows;   /* finished; of these copied from an equal row */
+    int64_t tokens, batches;        /* computed */
+    int64_t failed_rows;            /* with an error of their own, or of a job that failed or was cancelled */
     int64_t queued_rows; /* submitted, not yet in a batch */
     double open_seconds; /* of fs_engine_open */
 } fs_engine_stats;

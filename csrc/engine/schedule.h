@@ -17,7 +17,7 @@ typedef struct {
 } fs_limits;
 
 /* rows[0 ... n): waiting rows in serving order. Writes the indices of the rows of the next batch into picked (room for
- * max_rows), ascending, and returns how many: rows[0] always, then the following rows of its task while they fit. */
+ * max_rows), ascending, and returns how many: rows[0] always, then each following row of its task that still fits. */
 int64_t fs_schedule(const fs_pending_row *rows, int64_t n, const fs_limits *limits, int64_t *picked);
 
 #endif

@@ -11,10 +11,14 @@
 
 typedef struct fs_arch fs_arch;
 
+/* The widest head that attention takes on every backend: a tile of its keys and values must fit a thread's scratch. */
+#define FS_MAX_HEAD_WIDTH 512
+
 /* What any architecture may need of its config; keys fill it by offset. */
 typedef struct {
     const fs_arch *arch;
-    int64_t L, D, H, E, F, V, P, types; /* layers, width, heads, head width, inner width, vocabulary, positions, token types */
+    int64_t L, D, H, E, F, V, P; /* layers, width, heads, head width, inner width, vocabulary, positions */
+    int64_t types;               /* of tokens */
     float eps;
     fs_activation activation;
     fs_dtype dtype; /* of the computation */
@@ -31,28 +35,30 @@ typedef struct {
         FS_KEY_IGNORED,    /* known, and without effect on what we compute */
     } kind;
     size_t slot;        /* offsetof(fs_settings, ...) */
-    const char *preset; /* value when absent, as text; NULL: the key is required */
+    const char *preset; /* value when absent, as text; NULL: required (of FS_KEY_MUST: must be absent or null) */
+    int64_t most;       /* FS_KEY_SIZE: the largest value taken; keeps every product of sizes within int64 */
 } fs_key_row;
 
 /* How a weight may be cut over the ranks of a tensor group. */
 typedef enum {
     FS_CUT_NONE,  /* every rank holds all of it */
     FS_CUT_ROWS,  /* rows of [N, K] (with its bias): outputs are cut */
-    FS_CUT_COLS,  /* columns: inputs are cut, outputs are partial sums */
+    FS_CUT_COLS,  /* columns: inputs are cut, outputs are partial sums; the bias is whole and added after the sum */
     FS_CUT_HEADS, /* rows, whole heads at a time */
 } fs_cut;
 
 /* A dimension, as a letter of fs_settings. */
 typedef enum { FS_DIM_ONE, FS_DIM_D, FS_DIM_F, FS_DIM_V, FS_DIM_P, FS_DIM_TYPES, FS_DIM_HE } fs_dim;
 
-/* One tensor of the checkpoint and where it goes. Rows with the same slot are parts of one fused weight, stacked along N
- * in the order of the table (after the cut: rank r holds its part of each). */
+/* One tensor of the checkpoint and where it goes. Neighbouring rows with the same slot are parts of one fused weight,
+ * stacked along N in the order of the table (after the cut: rank r holds its part of each). */
 typedef struct {
     const char *name; /* "attention.self.query.weight", after the prefix */
     size_t slot;      /* offsetof an fs_weight in the layer's or ends' struct */
     fs_weight_kind kind;
-    fs_dim N, K; /* of this part */
+    fs_dim N, K; /* of this part; a VECTOR has N = FS_DIM_ONE and is stacked and cut along K */
     fs_cut cut;
+    const char *also; /* what older files call the tensor, or NULL */
 } fs_weight_row;
 
 /* Where a weight outside the layers must live. */
@@ -63,17 +69,19 @@ typedef struct {
     fs_view x; /* [T, D] */
 } fs_carry;
 
+/* A pattern is a name, or the start of names with "*" behind it. */
 struct fs_arch {
     const char *model_type;          /* config.json's model_type */
-    const char *const *names;        /* config.json's architectures that we read; ends with NULL */
-    const char *const *prefixes;     /* before every tensor name; "" among them; ends with NULL */
-    const char *const *unused;       /* tensor names (or "prefix*") that may be there and are not read; ends with NULL */
-    const fs_key_row *keys;          /* ends with a NULL key */
-    const char *layer_prefix;        /* "encoder.layer.%d." */
-    const fs_weight_row *layer;      /* ends with a NULL name */
-    const fs_weight_row *ends;       /* weights outside the layers */
-    fs_where ends_at;                /* the stage that holds them */
-    size_t layer_bytes, ends_bytes;  /* of the structs of fs_weight that `slot` points into */
+    const char *const *names;        /* of config.json's architectures: patterns of those we read; ends with NULL */
+    const char *const *refused;      /* patterns of those among them that we do not, decoders; ends with NULL */
+    const char *const *prefixes; /* before every tensor name; "" among them; ends with NULL */
+    const char *const *unused; /* patterns of tensors that may be there and are not read; ends with NULL */
+    const fs_key_row *keys; /* ends with a NULL key */
+    const char *layer_prefix; /* "encoder.layer.%d." */
+    const fs_weight_row *layer; /* ends with a NULL name */
+    const fs_weight_row *ends; /* weights outside the layers */
+    fs_where ends_at; /* the stage that holds them */
+    size_t layer_bytes, ends_bytes; /* of the structs of fs_weight that `slot` points into */
 
     /* After the keys were read: derived settings, combinations that cannot be. */
     fs_status (*settle)(fs_settings *set);
@@ -84,20 +92,28 @@ struct fs_arch {
 
 /* registry.c */
 extern const fs_arch *const fs_archs[]; /* ends with NULL */
+int fs_pattern_matches(const char *pattern, const char *name);
+/* The one of `among` (ends with NULL) whose tables know most of the checkpoint's tensor names, and that share; NULL
+ * when none knows any. */
+const fs_arch *fs_arch_nearest(const fs_arch *const *among, const fs_checkpoint *c, double *share);
+/* The share of the checkpoint's tensor names that the tables of `a` know, whatever the number of layers. */
+double fs_arch_share(const fs_arch *a, const fs_checkpoint *c);
 
-/* Config keys -> settings: finds the architecture, reads the key table, refuses what changes the mathematics and is
- * not understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32", ... */
+/* Config keys -> settings: finds the architecture, reads the key table, refuses what changes the mathematics and is not
+ * understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32" ... */
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype);
 int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
+/* fp32 scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
+fs_status fs_scratch(fs_step *s, int64_t rows, int64_t cols, fs_view *out);
 
 /* blocks.c: what two architectures share. Weights of a transformer block as fs_weight slots. */
 typedef struct {
-    fs_weight qkv, qkv_bias;   /* [3*H*E, D], cut by heads */
-    fs_weight out, out_bias;   /* [D, H*E], cut by columns; the bias is added once */
+    fs_weight qkv, qkv_bias; /* [3*H*E, D], cut by heads */
+    fs_weight out, out_bias; /* [D, H*E], cut by columns; the bias is added once */
 } fs_attention_weights;
 
 typedef struct {
-    fs_weight up, up_bias;     /* [F, D], cut by rows */
+    fs_weight up, up_bias; /* [F, D], cut by rows */
     fs_weight down, down_bias; /* [D, F], cut by columns */
 } fs_mlp_weights;
 
@@ -113,7 +129,7 @@ typedef struct {
     fs_task_kind kind;
     int pooling_count;
     fs_pooling pooling[FS_POOL_COUNT];
-    int normalize;      /* 0 or 1 */
+    int normalize; /* 0 or 1 */
     int64_t dimensions; /* keep the first n before normalising; 0: all */
 } fs_task;
 

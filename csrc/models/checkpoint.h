@@ -1,7 +1,8 @@
 /* checkpoint.h - a model folder as Python read it: config keys and a tensor table. JSON never reaches C.
  *
  * Everything here comes from files that somebody else wrote. fs_checkpoint_check compares each number with the files
- * themselves; after it, offsets and sizes can be trusted, shapes still have to be compared with the weight tables (load.h).
+ * themselves; after it, offsets and sizes can be trusted, shapes still have to be compared with the weight tables
+ * (load.h).
  * Owner: whoever built it (py/, tests); the strings and arrays are borrowed for the life of a call. */
 #ifndef FS_MODELS_CHECKPOINT_H
 #define FS_MODELS_CHECKPOINT_H
@@ -44,5 +45,16 @@ typedef struct {
 fs_status fs_checkpoint_check(const fs_checkpoint *c);
 /* NULL when the key is not there. */
 const fs_config_key *fs_checkpoint_key(const fs_checkpoint *c, const char *key);
+/* A regular file, opened for reading; *bytes is its size now. Nothing waits: a pipe or a socket is refused. */
+fs_status fs_file_open(const char *path, int *fd, int64_t *bytes);
+
+/* Tensors by name, for many lookups in one checkpoint. */
+typedef struct {
+    const fs_tensor **sorted; /* owned; pointers into the checkpoint's tensors */
+    int count;
+} fs_tensor_names;
+fs_status fs_tensor_names_open(fs_tensor_names *out, const fs_checkpoint *c);
+void fs_tensor_names_close(fs_tensor_names *n);                                        /* a zeroed one is fine */
+const fs_tensor *fs_tensor_find(const fs_tensor_names *n, const char *name); /* NULL when it is not there */
 
 #endif

@@ -8,8 +8,8 @@
 
 #include "models/arch.h"
 
-/* Every tensor has its place and every place its tensor, with the right shape and a dtype we can read. All missing, extra and
- * misshapen tensors are named in one sentence, with the nearest architecture when the names fit another one better. */
+/* Every tensor has its place and every place its tensor, with the right shape and a dtype we can read. All missing,
+ * extra and misshapen tensors are named in one sentence, with the nearest architecture where the names fit it best. */
 fs_status fs_weights_check(const fs_checkpoint *c, const fs_settings *set);
 
 typedef struct {
@@ -30,6 +30,7 @@ typedef struct {
 fs_status fs_shard_check(const fs_settings *set, int ranks);
 /* Bytes of weights the shard takes on the device; nothing is allocated. */
 size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device);
+/* The checkpoint must have passed fs_checkpoint_check and fs_weights_check. A file that changed since is an error. */
 fs_status fs_shard_load(fs_shard *out, const fs_checkpoint *c, const fs_settings *set, const fs_shard_plan *plan,
                         fs_device *device);
 /* As fs_shard_load with slabs allocated and no file read: what the measure backend plans with. */

@@ -22,14 +22,15 @@ typedef struct {
 
 /* All layers on device 0. */
 fs_status fs_plan_single(fs_plan *out, const fs_settings *set);
-/* Checks hand-written stages (they must cover all layers in order, name existing devices, and be cuttable) and copies them. */
+/* Checks and copies hand-written stages: they must cover all layers in order, name existing devices and be cuttable. */
 fs_status fs_plan_from_stages(fs_plan *out, const fs_settings *set, const fs_stage_plan *stages, int count,
                               int device_count);
 void fs_plan_free(fs_plan *p); /* a zeroed one is fine */
 
-/* What one slot of one shard needs for a batch of at most T tokens in B rows, from a dry run on the measure backend. */
+/* What one slot of one shard needs for a batch of at most T tokens in B rows, from a dry run on the measure backend.
+ * The task counts where the shard holds the last layer (else it may be NULL). */
 typedef struct {
-    size_t workspace;  /* arena bytes */
+    size_t workspace; /* arena bytes */
     int64_t multiply_adds, moved_bytes;
 } fs_step_cost;
 fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard, const fs_task *task,

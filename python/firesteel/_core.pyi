@@ -3,7 +3,7 @@
 Importing this module opens no device, thread, file or socket.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class OutOfMemory(Error): ...
 class ManagerError(Error): ...
 class RequestError(Error): ...
 
-# name, dtype as safetensors spells it ("F32", "F16", "BF16", ...), shape, index into files, byte offset in that file, bytes
+# name, dtype as safetensors spells it ("F32", "F16", ...), shape, index into files, byte offset in that file, bytes
 Tensor = tuple[str, str, tuple[int, ...], int, int, int]
 # first layer, one past the last layer, indices into devices (more than one: a tensor group)
 Stage = tuple[int, int, tuple[int, ...]]
@@ -26,7 +26,7 @@ class Engine:
     def __init__(
         self,
         *,
-        config: Mapping[str, object],
+        config: dict[str, object],
         tensors: Sequence[Tensor],
         files: Sequence[str],
         name: str = "",
@@ -50,7 +50,8 @@ class Engine:
         out: np.ndarray,  # float32, written in place: [rows, dim] for "embed", [T, D] for "hidden_states"
         *,
         task: str,  # "embed" | "hidden_states"
-        pooling: Sequence[str] = (),  # "cls" "mean" "max" "mean_sqrt_len" "weightedmean" "lasttoken"; several: concatenated
+        # "cls" "mean" "max" "mean_sqrt_len" "weightedmean" "lasttoken"; several: put side by side
+        pooling: Sequence[str] = (),
         normalize: bool = False,
         dimensions: int = 0,  # keep the first n of the pooled vector, before normalising; 0: all
     ) -> Job: ...
@@ -64,7 +65,7 @@ class Job:
     @property
     def errors(self) -> list[tuple[int, str, str]]: ...  # (row, row code, sentence): rows that were not computed
 
-def architectures() -> list[dict[str, object]]: ...  # {"model_type", "architectures"}
+def architectures() -> list[dict[str, object]]: ...  # {"model_type", "architectures": patterns}
 def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what could be opened; nothing is opened
 
 # cores, affinity, quota, total, available, cgroup_limit, address_limit (bytes; 0: none), and "paths": the CPU kernel
@@ -72,4 +73,6 @@ def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what co
 def host() -> dict[str, object]: ...
 def knobs() -> list[dict[str, str]]: ...  # name, default, what it does
 def row_codes() -> list[dict[str, str]]: ...  # code, what it means
-def trace(config: Mapping[str, object], lengths: Sequence[int]) -> str: ...  # the ops one batch runs, from the measure backend
+
+# the ops one batch runs, from the measure backend
+def trace(config: dict[str, object], lengths: Sequence[int]) -> str: ...

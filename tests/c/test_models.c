@@ -260,6 +260,12 @@ static void other_combinations(void) {
     CHECK_FAILS(fs_settings_read(&set, &t.c, "float32"), FS_CONFIG, "dtype \"float32\" is not known");
     tiny_int(&t, "num_attention_heads", 5);
     mathematics_that_is_not_ours_is_refused(&t, "hidden_size = 16 cannot be cut into num_attention_heads = 5 heads");
+    tiny_int(&t, "num_attention_heads", 1);
+    tiny_int(&t, "hidden_size", 512);
+    CHECK_OK(fs_settings_read(&set, &t.c, "auto"));
+    tiny_int(&t, "hidden_size", 513);
+    mathematics_that_is_not_ours_is_refused(&t, "hidden_size / num_attention_heads = 513; heads of at most 512");
+    tiny_int(&t, "hidden_size", 16);
     tiny_int(&t, "num_attention_heads", 4);
     tiny_number(&t, "layer_norm_eps", 0);
     mathematics_that_is_not_ours_is_refused(&t, "layer_norm_eps = 0; it must be a number above 0");

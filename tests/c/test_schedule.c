@@ -1,7 +1,7 @@
 /* Properties of the pure scheduling policy, over thousands of random queues. */
 #include "engine/schedule.h"
+#include "random.h"
 #include "test.h"
-#include "tiny.h"
 
 enum { MOST = 200, ROUNDS = 20000 };
 
@@ -12,13 +12,13 @@ typedef struct {
 } queue;
 
 static queue random_queue(uint64_t *random) {
-    queue q = { .n = tiny_between(random, 0, MOST) };
-    q.limits.max_tokens = tiny_between(random, 1, 512);
-    q.limits.max_rows = tiny_between(random, 1, 64);
-    int64_t longest = tiny_between(random, 1, 300), tasks = tiny_between(random, 1, 3);
+    queue q = { .n = random_between(random, 0, MOST) };
+    q.limits.max_tokens = random_between(random, 1, 512);
+    q.limits.max_rows = random_between(random, 1, 64);
+    int64_t longest = random_between(random, 1, 300), tasks = random_between(random, 1, 3);
     for (int64_t i = 0; i < q.n; i++) {
-        q.rows[i].tokens = tiny_between(random, 1, longest);
-        q.rows[i].task = (int32_t)tiny_between(random, 1, tasks);
+        q.rows[i].tokens = random_between(random, 1, longest);
+        q.rows[i].task = (int32_t)random_between(random, 1, tasks);
     }
     return q;
 }

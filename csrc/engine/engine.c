@@ -1,0 +1,288 @@
+/* engine.c - opening and closing, and what can be asked of an open engine.
+ *
+ *   open: check the files -> settings -> devices -> plan -> does it fit? -> slots -> threads (drivers load) -> ready
+ *
+ * close undoes it in reverse and also serves an open that failed half-way. */
+#include "engine/engine.h"
+
+#include "backends/devices.h"
+#include "base/alloc.h"
+#include "base/host.h"
+#include "base/knobs.h"
+#include "engine/internal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+int64_t fs_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
+}
+
+fs_status fs_thread_start(pthread_t *out, fs_thread_main run, void *arg) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(out, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed)
+        return fs_fail(FS_NO_MEMORY, "the host refused a thread (%s); raise the limit of processes or memory",
+                       strerror(failed));
+    return FS_OK;
+}
+
+static fs_status read_limits(fs_engine *e) {
+    int64_t tokens, slots;
+    FS_TRY(fs_knob_int(FS_KNOB_BATCH_TOKENS, 1, 1 << 20, &tokens));
+    FS_TRY(fs_knob_int(FS_KNOB_SLOTS, 1, FS_MAX_SLOTS, &slots));
+    e->slot_count = (int)slots;
+    e->block_tokens = tokens > e->set.P ? tokens : e->set.P;
+    e->limits = (fs_limits){ .max_tokens = tokens, .max_rows = tokens < FS_BATCH_ROWS ? tokens : FS_BATCH_ROWS };
+    return FS_OK;
+}
+
+static fs_status open_devices(fs_engine *e, const fs_engine_options *o) {
+    static const char *const preset[] = { "auto" };
+    int64_t threads = o->threads;
+    int count;
+    fs_device_choice choices[FS_DEVICES_MAX];
+    if (threads == 0) FS_TRY(fs_knob_int(FS_KNOB_THREADS, 0, INT32_MAX, &threads));
+    if (threads == 0) threads = fs_host_read().cores;
+    const fs_device_options common = { .threads = (int)threads, .max_memory = o->max_memory, .path = o->cpu_path };
+    FS_TRY(fs_devices_resolve(o->devices ? o->devices : preset, o->devices ? o->device_count : 1, &common, choices,
+                              &count));
+    if (count > 1 && !o->stages)
+        return fs_fail(FS_CONFIG, "devices names %d devices and no plan says which layers go where; name one", count);
+    FS_TRY(fs_alloc(&e->drivers, (size_t)count, sizeof *e->drivers));
+    for (; e->device_count < count; e->device_count++) {
+        fs_driver *d = &e->drivers[e->device_count];
+        const fs_device_choice *c = &choices[e->device_count];
+        if (c->backend != choices[0].backend)
+            return fs_fail(FS_CONFIG, "devices of one engine are of one kind, not %s and %s", choices[0].backend->name,
+                           c->backend->name);
+        FS_TRY(c->backend->open(&d->device, &c->options));
+        d->engine = e;
+        d->threads = c->options.threads;
+        pthread_cond_init(&d->wake, NULL);
+    }
+    return FS_OK;
+}
+
+static fs_status make_plan(fs_engine *e, const fs_engine_options *o) {
+    if (!o->stages) return fs_plan_single(&e->plan, &e->set);
+    return fs_plan_from_stages(&e->plan, &e->set, o->stages, o->stage_count, e->device_count);
+}
+
+/* The device's own id; where devices differ, each; and the degree of every tensor group, which orders sums. */
+static void write_numerics(fs_engine *e) {
+    char *at = e->numerics, *end = at + sizeof e->numerics;
+    for (int d = 0; d < e->device_count; d++) {
+        const char *id = e->drivers[d].device->numerics;
+        if (!strstr(e->numerics, id)) at += snprintf(at, (size_t)(end - at), "%s%s", d ? " + " : "", id);
+        if (at >= end) return;
+    }
+    for (int i = 0, next; i < e->plan.stage_count && at < end; i = next) {
+        const fs_stage_plan *s = &e->plan.stages[i];
+        for (next = i + 1; next < e->plan.stage_count && e->plan.stages[next].ranks == s->ranks;) next++;
+        if (s->ranks == 1) continue;
+        at += snprintf(at, (size_t)(end - at), " tensor %d", s->ranks);
+        if (next - i < e->plan.stage_count && at < end)
+            at +=
+                snprintf(at, (size_t)(end - at), " in %d-%d", s->first_layer, e->plan.stages[next - 1].last_layer - 1);
+    }
+}
+
+static fs_status works_open(fs_works *w, int room) {
+    w->room = room;
+    return fs_alloc(&w->items, (size_t)room, sizeof *w->items);
+}
+
+/* A slot of a part is in one of its driver's rings at most, so they cannot overflow. */
+static fs_status open_rings(fs_engine *e) {
+    for (int d = 0; d < e->device_count; d++) {
+        int parts = 0;
+        for (int i = 0; i < e->plan.stage_count; i++)
+            for (int r = 0; r < e->plan.stages[i].ranks; r++) parts += e->plan.stages[i].devices[r] == d;
+        FS_TRY(works_open(&e->drivers[d].fifo, e->replica_count * parts * e->slot_count + 1));
+        FS_TRY(works_open(&e->drivers[d].flight, e->replica_count * parts * e->slot_count + 1));
+    }
+    return FS_OK;
+}
+
+static fs_status open_replicas(fs_engine *e) {
+    int64_t deadline;
+    FS_TRY(fs_knob_int(FS_KNOB_COLLECTIVE_SECONDS, 1, 86400, &deadline));
+    for (int d = 0; d < e->device_count; d++) FS_TRY(fs_replica_fits(e, d));
+    FS_TRY(fs_alloc(&e->replicas, 1, sizeof *e->replicas));
+    e->replica_count = 1;
+    FS_TRY(fs_replica_open(&e->replicas[0], e, (double)deadline));
+    FS_TRY(open_rings(e));
+    FS_TRY(fs_alloc(&e->buckets, FS_BUCKETS, sizeof *e->buckets));
+    FS_TRY(fs_alloc(&e->pending, FS_WINDOW, sizeof *e->pending));
+    FS_TRY(fs_alloc(&e->listed_rows, FS_WINDOW, sizeof *e->listed_rows));
+    return fs_alloc(&e->picked, (size_t)e->limits.max_rows, sizeof *e->picked);
+}
+
+/* Each driver loads what its device holds, all at the same time. */
+static fs_status start_threads(fs_engine *e, const fs_checkpoint *c) {
+    fs_status st = FS_OK;
+    for (int d = 0; d < e->device_count; d++) {
+        e->drivers[d].loading = c;
+        FS_TRY(fs_thread_start(&e->drivers[d].thread, fs_driver_main, &e->drivers[d]));
+        e->drivers[d].started = 1;
+    }
+    for (int d = 0; d < e->device_count; d++) {
+        pthread_mutex_lock(&e->lock);
+        while (!e->drivers[d].loaded) pthread_cond_wait(&e->other, &e->lock);
+        pthread_mutex_unlock(&e->lock);
+        if (st == FS_OK && e->drivers[d].error.status != FS_OK) st = fs_error_raise(&e->drivers[d].error);
+    }
+    FS_TRY(st);
+    FS_TRY(fs_thread_start(&e->scheduler, fs_scheduler_main, e));
+    e->scheduler_started = 1;
+    return FS_OK;
+}
+
+static fs_status engine_new(fs_engine **out) {
+    fs_engine *e;
+    FS_TRY(fs_alloc(&e, 1, sizeof *e));
+    e->pid = getpid();
+    e->fd = -1;
+    atomic_init(&e->refs, 1);
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->work, NULL);
+    pthread_cond_init(&e->room, NULL);
+    pthread_cond_init(&e->other, NULL);
+    TAILQ_INIT(&e->live);
+    TAILQ_INIT(&e->inbox);
+    TAILQ_INIT(&e->queue);
+    *out = e;
+    return FS_OK;
+}
+
+void fs_engine_unref(fs_engine *e) {
+    if (atomic_fetch_sub(&e->refs, 1) > 1) return;
+    pthread_cond_destroy(&e->other);
+    pthread_cond_destroy(&e->room);
+    pthread_cond_destroy(&e->work);
+    pthread_mutex_destroy(&e->lock);
+    fs_free(e);
+}
+
+/* Fails what is unfinished and waits until nobody is inside any more. */
+static void stop(fs_engine *e) {
+    fs_error error = { .status = FS_CANCELLED, .text = "the engine was closed before the request finished" };
+    fs_job *j, *next;
+    pthread_mutex_lock(&e->lock);
+    e->stopping = 1;
+    for (j = TAILQ_FIRST(&e->live); j; j = next) {
+        next = TAILQ_NEXT(j, live_link);
+        fs_job_fail(j, &error);
+    }
+    pthread_cond_broadcast(&e->work);
+    pthread_cond_broadcast(&e->room);
+    for (int d = 0; d < e->device_count; d++) pthread_cond_broadcast(&e->drivers[d].wake);
+    while (e->visitors > 0) pthread_cond_wait(&e->other, &e->lock);
+    pthread_mutex_unlock(&e->lock);
+    if (e->scheduler_started) pthread_join(e->scheduler, NULL);
+    for (int d = 0; d < e->device_count; d++)
+        if (e->drivers[d].started) pthread_join(e->drivers[d].thread, NULL);
+}
+
+void fs_engine_close(fs_engine *e) {
+    if (!e) return;
+    if (e->pid != getpid()) {
+        if (e->fd >= 0) close(e->fd); /* threads and locks stayed behind in the parent: the rest is left alone */
+        return;
+    }
+    stop(e);
+    for (int i = 0; i < e->replica_count; i++) fs_replica_close(&e->replicas[i]);
+    fs_free(e->replicas);
+    for (int d = 0; d < e->device_count; d++) {
+        fs_driver *driver = &e->drivers[d];
+        pthread_cond_destroy(&driver->wake);
+        fs_free(driver->fifo.items);
+        fs_free(driver->flight.items);
+        driver->device->backend->close(driver->device);
+    }
+    fs_free(e->drivers);
+    fs_plan_free(&e->plan);
+    fs_free(e->buckets);
+    fs_free(e->pending);
+    fs_free(e->listed_rows);
+    fs_free(e->picked);
+    if (e->fd >= 0) close(e->fd);
+    fs_engine_unref(e);
+}
+
+fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engine_options *options) {
+    fs_status st = FS_OK;
+    fs_engine *e = NULL;
+    int64_t start = fs_now_ns();
+    *out = NULL;
+    FS_GO(fs_checkpoint_check(c));
+    FS_GO(engine_new(&e));
+    FS_GO(fs_settings_read(&e->set, c, options->dtype ? options->dtype : "auto"));
+    FS_GO(fs_weights_check(c, &e->set));
+    FS_GO(read_limits(e));
+    FS_GO(open_devices(e, options));
+    FS_GO(make_plan(e, options));
+    write_numerics(e);
+    e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (e->fd < 0)
+        FS_GO(fs_fail(FS_DEVICE, "the host refused an eventfd (%s); raise the limit of open files", strerror(errno)));
+    FS_GO(open_replicas(e));
+    FS_GO(start_threads(e, c));
+    e->stats.open_seconds = (double)(fs_now_ns() - start) * 1e-9;
+    *out = e;
+    e = NULL;
+done:
+    if (e) {
+        fs_error why;
+        fs_error_take(&why, st); /* closing may fail at things of its own */
+        fs_engine_close(e);
+        fs_error_raise(&why);
+    }
+    return st;
+}
+
+int fs_engine_fd(const fs_engine *e) { return e->fd; }
+const fs_settings *fs_engine_settings(const fs_engine *e) { return &e->set; }
+const fs_plan *fs_engine_plan(const fs_engine *e) { return &e->plan; }
+const char *fs_engine_numerics(const fs_engine *e) { return e->numerics; }
+int fs_engine_device_count(const fs_engine *e) { return e->device_count; }
+
+fs_engine_stats fs_engine_stats_read(fs_engine *e) {
+    if (e->pid != getpid()) return e->stats;
+    pthread_mutex_lock(&e->lock);
+    fs_engine_stats stats = e->stats;
+    pthread_mutex_unlock(&e->lock);
+    return stats;
+}
+
+fs_status fs_engine_device_stats(fs_engine *e, int device, fs_device_stats *out) {
+    if (e->pid != getpid())
+        return fs_fail(FS_DEVICE, "this engine belongs to process %d, not to %d; open an engine here", (int)e->pid,
+                       (int)getpid());
+    if (device < 0 || device >= e->device_count)
+        return fs_fail(FS_REQUEST, "device %d of %d was asked for", device, e->device_count);
+    fs_driver *driver = &e->drivers[device];
+    fs_device *d = driver->device;
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "%s", d->name);
+    snprintf(out->numerics, sizeof out->numerics, "%s", d->numerics);
+    out->limit = d->budget.limit;
+    out->peak = fs_budget_peak(&d->budget);
+    for (int c = 0; c < FS_CHARGE_COUNT; c++) out->used[c] = fs_budget_used(&d->budget, (fs_charge)c);
+    out->threads = driver->threads;
+    pthread_mutex_lock(&e->lock);
+    out->busy_seconds = (double)driver->busy_ns * 1e-9;
+    pthread_mutex_unlock(&e->lock);
+    return FS_OK;
+}

@@ -1,0 +1,260 @@
+/* internal.h - the engine's inside: what there is, who runs what, and the one lock.
+ *
+ *   engine -- replica -- stage -- part (one rank of the stage: a shard of weights on one device)
+ *      |                   '----- slot (one batch in flight; each part has its memory for it)
+ *      '---- driver (one a device: its thread enqueues and waits for all parts of the device)
+ *
+ *   job.c       checks of a request, a job's life           any thread
+ *   rows.c      waiting rows, equal rows, withdrawal        under the lock
+ *   scheduler.c rows -> batches                             scheduler thread
+ *   batch.c     a batch's way through slots, its results    under the lock; copies results outside of it
+ *   driver.c    the steps and the waiting for them          driver threads
+ *   stage.c     memory of parts and slots                   open and close
+ *
+ * engine->lock guards all that changes here, except what a comment gives to one thread. It is never held while a device
+ * works, while results are copied or while anything is allocated. After open only submit
+ * allocates.
+ *
+ * Order, and why nothing can wait in a circle: a batch enters the queues (fifo) of all drivers of a stage at one moment
+ * under the lock, only when a slot is free and the stage before has been enqueued. Each driver enqueues in the order of
+ * its fifo and waits in that same order. So the ranks of every tensor group meet in one order, and what a driver
+ * waits for was always dispatched earlier than what it has not enqueued yet. */
+#ifndef FS_ENGINE_INTERNAL_H
+#define FS_ENGINE_INTERNAL_H
+
+#include "engine/engine.h"
+#include "engine/schedule.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#define FS_MAX_SLOTS  8
+#define FS_BATCH_ROWS 512      /* rows a batch holds at most */
+#define FS_WINDOW     1024         /* rows the scheduler looks at */
+#define FS_INBOX_ROWS (1 << 20) /* submit blocks while more are queued */
+#define FS_INBOX_JOBS 4096
+#define FS_BUCKETS    (1 << 16)
+
+typedef struct fs_row fs_row;
+typedef struct fs_slot fs_slot;
+typedef struct fs_stage fs_stage;
+typedef struct fs_replica fs_replica;
+typedef struct fs_driver fs_driver;
+
+/* A row's life; only the function in brackets may take the step.
+ *
+ *   NEW -[admit]-> WAITING -[list]-> LISTED -[batch]-> FLYING -[land]-> GONE
+ *         '------> FOLLOWING ------------------[land]----^       any but FLYING -[withdraw]-> GONE
+ *                      '--[withdraw, when its leader goes]--> WAITING
+ *
+ * A WAITING, LISTED or FLYING row leads: it is in the hash table, and rows equal to it follow in its ring. */
+typedef enum { FS_NEW, FS_WAITING, FS_LISTED, FS_FOLLOWING, FS_FLYING, FS_GONE } fs_row_state;
+
+struct fs_row {
+    fs_job *job;
+    fs_row *next, *prev; /* ring of equal rows; alone: itself */
+    fs_row *bucket;      /* next leader of the hash bucket */
+    uint64_t hash;
+    int64_t index; /* in the request */
+    int32_t tokens;
+    fs_row_state state;
+};
+
+struct fs_job {
+    fs_engine *engine;
+    fs_request request; /* memory of the caller, borrowed until finished */
+    int32_t task;       /* equal tasks of unfinished jobs have equal numbers */
+    int64_t width;      /* floats of an output row */
+    fs_row *rows;       /* the rows to compute, longest first */
+    int64_t row_count, admitted, taken; /* taken <= admitted: rows[taken] is the next to list */
+    int64_t left, flying;
+    fs_row_error *errors;
+    int64_t error_count, error_room;
+    fs_error error;      /* why it failed; FS_OK: it did not */
+    atomic_int finished; /* set under the lock, last; nothing of the request is touched from then on */
+    pthread_cond_t done;
+    int64_t arrival;
+    int queued; /* in the engine's queue */
+    TAILQ_ENTRY(fs_job) live_link, inbox_link, queue_link;
+};
+TAILQ_HEAD(fs_job_list, fs_job);
+
+/* Host and device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], at places that
+ * depend on the limits only. */
+typedef struct {
+    int32_t *offsets, *ids, *positions;
+} fs_block;
+
+/* A part's memory for one slot. Used by the part's driver while a batch is in the slot. */
+typedef struct {
+    fs_memory arena_memory, block_memory, pinned_memory, out_memory; /* out: pinned; rank 0 of the last stage only */
+    fs_arena arena;
+    fs_block device_block, host_block;
+    fs_event *copied, *done; /* the carry has left the stage before; the whole step */
+    fs_carry carry;          /* what the next stage copies; valid once the step is enqueued */
+} fs_space;
+
+typedef struct {
+    fs_stage *stage;
+    int rank;
+    fs_driver *driver;
+    fs_shard shard;
+    fs_queue *queue;
+    fs_space spaces[FS_MAX_SLOTS];
+} fs_part;
+
+struct fs_slot {
+    int index;
+    int holds; /* parts not waited for + copies not waited for + 1 until the batch has moved on */
+};
+
+typedef struct fs_batch {
+    fs_replica *replica;
+    fs_task task;
+    int64_t count, tokens, longest;
+    int64_t width;          /* floats of a result row */
+    fs_row **rows;          /* [count] leaders */
+    fs_slot **slots;        /* [stages] where it is or was */
+    int open;               /* parts not waited for + 1 while stages are to come */
+    fs_error error;         /* the first failure */
+    int broken;             /* the failure is the device's */
+    const float *results;   /* in the last slot's pinned memory */
+    int64_t result_stride;
+    STAILQ_ENTRY(fs_batch) link;
+} fs_batch;
+STAILQ_HEAD(fs_batch_list, fs_batch);
+
+struct fs_stage {
+    fs_engine *engine;
+    const fs_stage_plan *plan;
+    int index, last; /* last: no stage follows */
+    fs_ops ops;
+    fs_comm *comm; /* NULL in a group of one */
+    fs_part parts[FS_MAX_GROUP];
+    fs_slot slots[FS_MAX_SLOTS];
+    fs_slot *free[FS_MAX_SLOTS]; /* a stack: the slot used last is the one in the caches */
+    int free_count;
+    struct fs_batch_list waiting; /* for a free slot; in order */
+};
+
+struct fs_replica {
+    fs_stage *stages;
+    int stage_count;
+    fs_batch *batches;
+    int batch_count;
+    struct fs_batch_list free;
+};
+
+typedef struct {
+    fs_batch *batch;
+    fs_part *part;
+    fs_slot *slot;
+} fs_work;
+
+/* Ring of fixed room. */
+typedef struct {
+    fs_work *items;
+    int room, head, count;
+} fs_works;
+
+struct fs_driver {
+    fs_engine *engine;
+    fs_device *device;
+    int threads;
+    pthread_t thread;
+    int started;
+    const fs_checkpoint *loading; /* during open */
+    int loaded;                   /* the driver has loaded its shards, or failed: error */
+    fs_error error;
+    pthread_cond_t wake;
+    fs_works fifo;   /* dispatched, to be enqueued */
+    fs_works flight; /* enqueued, to be waited for; the driver's own */
+    int ahead;       /* the driver's own: enqueue before waiting */
+    int64_t busy_ns;
+};
+
+struct fs_engine {
+    pid_t pid;
+    atomic_int refs; /* the opener's and one a job */
+    fs_settings set;
+    fs_plan plan;
+    char numerics[160];
+    fs_limits limits;
+    int64_t block_tokens; /* T a slot has room for: max_tokens, or the longest row the model takes */
+    int slot_count;
+    int fd;
+
+    fs_driver *drivers;
+    int device_count;
+    fs_replica *replicas;
+    int replica_count;
+    pthread_t scheduler;
+    int scheduler_started;
+
+    pthread_mutex_t lock;
+    pthread_cond_t work;  /* for the scheduler: rows, a free slot, stopping */
+    pthread_cond_t room;  /* for submit: the inbox has room */
+    pthread_cond_t other; /* for open and close: a driver has loaded, a submitter has left */
+    int stopping;
+    int visitors;    /* threads inside submit */
+    fs_error broken; /* the engine cannot go on */
+    int32_t last_task;
+    int64_t arrivals, live_jobs;
+    int open_batches; /* started and not landed */
+    struct fs_job_list live;  /* unfinished, by arrival */
+    struct fs_job_list inbox; /* of these: with rows not admitted */
+    struct fs_job_list queue; /* of these: with rows not listed */
+    fs_row **buckets;
+    fs_pending_row *pending; /* the window: [listed] */
+    fs_row **listed_rows;    /* the same rows */
+    int64_t listed;
+    int64_t *picked; /* the scheduler's own */
+    fs_engine_stats stats;
+};
+
+/* engine.c */
+typedef void *(*fs_thread_main)(void *);
+/* Starts a thread that takes no signals. */
+fs_status fs_thread_start(pthread_t *out, fs_thread_main run, void *arg);
+void fs_engine_unref(fs_engine *e);
+int64_t fs_now_ns(void);
+
+/* stage.c */
+/* FS_NO_MEMORY when the device's budget cannot hold weights and slots of the plan; nothing is allocated. */
+fs_status fs_replica_fits(const fs_engine *e, int device);
+fs_status fs_replica_open(fs_replica *r, fs_engine *e, double deadline_seconds);
+void fs_replica_close(fs_replica *r); /* one that failed to open half-way is fine */
+/* Loads the shards of all parts on the driver's device. */
+fs_status fs_driver_load(fs_driver *d);
+
+/* job.c; all under the lock */
+/* The job fails with `error` unless it has finished; it finishes at once or when its last flying row has landed. */
+void fs_job_fail(fs_job *j, const fs_error *error);
+/* A row has landed, or the job was failed: finishes it if that was the last. */
+void fs_job_settle(fs_job *j);
+
+/* rows.c; all under the lock */
+void fs_rows_admit(fs_engine *e, int64_t most);     /* NEW rows of the first job of the inbox */
+void fs_rows_list(fs_engine *e);                    /* fills the window */
+void fs_rows_take(fs_engine *e, fs_batch *b);       /* window -> batch, by fs_schedule */
+void fs_rows_withdraw(fs_job *j);                   /* all that are not flying */
+void fs_rows_forget(fs_engine *e, fs_row *leader);  /* out of the hash table: nobody can follow from now on */
+
+/* batch.c */
+fs_replica *fs_replica_with_room(fs_engine *e);
+void fs_batch_start(fs_replica *r, fs_batch *b);                    /* under the lock */
+void fs_batch_enqueued(fs_batch *b, fs_part *part);                 /* rank 0 of a stage; under the lock */
+void fs_batch_failed(fs_batch *b, const fs_error *error, int broken); /* under the lock */
+void fs_slot_release(fs_stage *stage, fs_slot *slot);               /* under the lock */
+void fs_batch_part_done(fs_batch *b, fs_part *part,
+                        fs_slot *slot); /* under the lock, which it may let go for a while */
+fs_work fs_works_take(fs_works *w);
+void fs_works_add(fs_works *w, fs_work item);
+
+/* scheduler.c, driver.c */
+void *fs_scheduler_main(void *engine);
+void *fs_driver_main(void *driver);
+
+#endif

@@ -1,0 +1,298 @@
+/* job.c - a request becomes a job: checked, its good rows sorted, queued; then waited for, cancelled, freed.
+ *
+ * submit does the costly part (checks, hashes, sorting, memory) on the caller's thread before it takes the lock.
+ * A job holds a reference to its engine, so it may be freed after fs_engine_close. */
+#include "base/alloc.h"
+#include "base/hash.h"
+#include "engine/internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FS_MOST_ROWS ((int64_t)1 << 40) /* keeps products of sizes within 64 bits */
+
+static fs_status not_ours(const fs_engine *e) {
+    return fs_fail(FS_DEVICE,
+                   "this engine belongs to process %d and this is process %d, forked from it; open an engine here",
+                   (int)e->pid, (int)getpid());
+}
+
+/* The same task always gives the same bytes, so that tasks can be compared with memcmp. */
+static fs_task plain_task(const fs_task *task) {
+    fs_task plain;
+    memset(&plain, 0, sizeof plain);
+    plain.kind = task->kind;
+    if (task->kind != FS_TASK_EMBED) return plain;
+    plain.pooling_count = task->pooling_count;
+    memcpy(plain.pooling, task->pooling, (size_t)task->pooling_count * sizeof *plain.pooling);
+    plain.normalize = task->normalize;
+    plain.dimensions = task->dimensions;
+    return plain;
+}
+
+static fs_status check_request(const fs_engine *e, const fs_request *r) {
+    FS_TRY(fs_task_check(&r->task, &e->set));
+    if (r->rows < 0 || r->rows > FS_MOST_ROWS)
+        return fs_fail(FS_REQUEST, "a request has %lld rows; it may have 0 to %lld", (long long)r->rows,
+                       (long long)FS_MOST_ROWS);
+    if (!r->offsets || r->offsets[0] != 0) return fs_fail(FS_REQUEST, "offsets must start with 0");
+    for (int64_t i = 0; i < r->rows; i++)
+        if (r->offsets[i + 1] < r->offsets[i])
+            return fs_fail(FS_REQUEST, "offsets fall from %lld to %lld at row %lld; they must never fall",
+                           (long long)r->offsets[i], (long long)r->offsets[i + 1], (long long)i);
+    int64_t T = r->offsets[r->rows], width = fs_task_width(&r->task, &e->set);
+    int64_t out_rows = r->task.kind == FS_TASK_EMBED ? r->rows : T;
+    if (T > FS_MOST_ROWS || (T > 0 && !r->ids))
+        return fs_fail(FS_REQUEST, "offsets end at %lld token ids where there are none", (long long)T);
+    if (out_rows > 0 && (!r->out || r->out_floats / width < out_rows))
+        return fs_fail(FS_REQUEST, "out has room for %lld floats; the result has %lld rows of %lld",
+                       (long long)r->out_floats, (long long)out_rows, (long long)width);
+    return FS_OK;
+}
+
+static fs_status add_error(fs_job *j, int64_t row) {
+    if (j->error_count == j->error_room) {
+        int64_t room = j->error_room ? 2 * j->error_room : 4;
+        FS_TRY(fs_realloc(&j->errors, (size_t)room, sizeof *j->errors));
+        j->error_room = room;
+    }
+    j->errors[j->error_count++] = (fs_row_error){ .row = row };
+    return FS_OK;
+}
+
+/* The first id outside the vocabulary, or `tokens`. A loop without exits inside: compilers make it wide. */
+static int64_t first_foreign(const int32_t *ids, int64_t tokens, int64_t V) {
+    uint32_t worst = 0;
+    for (int64_t t = 0; t < tokens; t++) worst = (uint32_t)ids[t] > worst ? (uint32_t)ids[t] : worst;
+    if (worst < V) return tokens;
+    int64_t t = 0;
+    while ((uint32_t)ids[t] < V) t++;
+    return t;
+}
+
+/* Wrong rows get an error, rows without tokens have nothing to compute; the others become j->rows. */
+static fs_status check_rows(fs_job *j) {
+    const fs_settings *set = &j->engine->set;
+    const fs_request *r = &j->request;
+    uint64_t seed = fs_hash(&r->task, sizeof r->task, 0);
+    for (int64_t i = 0; i < r->rows; i++) {
+        int64_t tokens = r->offsets[i + 1] - r->offsets[i], foreign = 0;
+        const int32_t *ids = tokens ? r->ids + r->offsets[i] : NULL;
+        fs_row_error *error;
+        if (tokens == 0 && r->task.kind == FS_TASK_HIDDEN_STATES) continue;
+        if (tokens > 0 && tokens <= set->P && (foreign = first_foreign(ids, tokens, set->V)) == tokens) {
+            fs_row *row = &j->rows[j->row_count++];
+            *row = (fs_row){ .job = j, .next = row, .prev = row, .index = i, .tokens = (int32_t)tokens };
+            row->hash = fs_hash(ids, (size_t)tokens * sizeof *ids, seed);
+            continue;
+        }
+        FS_TRY(add_error(j, i));
+        error = &j->errors[j->error_count - 1];
+        error->code = tokens > set->P ? FS_ROW_TOO_LONG : FS_ROW_SCHEMA;
+        if (tokens == 0)
+            snprintf(error->text, sizeof error->text, "row %lld has no tokens; an embedding needs at least one",
+                     (long long)i);
+        else if (tokens > set->P)
+            snprintf(error->text, sizeof error->text, "row %lld has %lld tokens; the model takes %lld, so truncate it",
+                     (long long)i, (long long)tokens, (long long)set->P);
+        else
+            snprintf(error->text, sizeof error->text,
+                     "row %lld has token id %d at token %lld; the vocabulary has 0 to %lld, so check the tokenizer",
+                     (long long)i, (int)ids[foreign], (long long)foreign, (long long)set->V - 1);
+    }
+    return FS_OK;
+}
+
+/* By length, longest first; rows of equal length keep their order. A counting sort: two passes. */
+static fs_status sort_rows(fs_job *j) {
+    fs_status st = FS_OK;
+    fs_row *sorted = NULL;
+    int64_t *place = NULL, longest = 0, at = 0;
+    int sorted_already = 1;
+    for (int64_t i = 0; i < j->row_count; i++) {
+        if (j->rows[i].tokens > longest) longest = j->rows[i].tokens;
+        if (i && j->rows[i].tokens > j->rows[i - 1].tokens) sorted_already = 0;
+    }
+    if (sorted_already) return FS_OK;
+    FS_GO(fs_alloc(&place, (size_t)longest + 1, sizeof *place));
+    FS_GO(fs_alloc(&sorted, (size_t)j->row_count, sizeof *sorted));
+    for (int64_t i = 0; i < j->row_count; i++) place[j->rows[i].tokens]++;
+    for (int64_t t = longest; t > 0; t--) {
+        int64_t count = place[t];
+        place[t] = at;
+        at += count;
+    }
+    for (int64_t i = 0; i < j->row_count; i++) {
+        fs_row *to = &sorted[place[j->rows[i].tokens]++];
+        *to = j->rows[i];
+        to->next = to->prev = to;
+    }
+    fs_row *unsorted = j->rows;
+    j->rows = sorted;
+    sorted = unsorted;
+done:
+    fs_free(sorted);
+    fs_free(place);
+    return st;
+}
+
+static void job_release(fs_job *j) {
+    if (!j) return;
+    fs_engine *e = j->engine;
+    pthread_cond_destroy(&j->done);
+    fs_free(j->rows);
+    fs_free(j->errors);
+    fs_free(j);
+    fs_engine_unref(e);
+}
+
+static fs_status job_new(fs_job **out, fs_engine *e, const fs_request *r) {
+    fs_status st = FS_OK;
+    fs_job *j;
+    pthread_condattr_t clock;
+    FS_TRY(fs_alloc(&j, 1, sizeof *j));
+    j->engine = e;
+    atomic_fetch_add(&e->refs, 1);
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&j->done, &clock);
+    pthread_condattr_destroy(&clock);
+    j->request = *r;
+    j->request.task = plain_task(&r->task);
+    j->width = fs_task_width(&r->task, &e->set);
+    FS_GO(fs_alloc(&j->rows, (size_t)r->rows, sizeof *j->rows));
+    FS_GO(check_rows(j));
+    FS_GO(sort_rows(j));
+    j->left = j->row_count;
+    *out = j;
+    j = NULL;
+done:
+    job_release(j);
+    return st;
+}
+
+static int32_t number_of_task(fs_engine *e, const fs_task *task) {
+    fs_job *other;
+    TAILQ_FOREACH_REVERSE(other, &e->live, fs_job_list, live_link)
+    if (!memcmp(&other->request.task, task, sizeof *task)) return other->task;
+    e->last_task = e->last_task == INT32_MAX ? 0 : e->last_task + 1;
+    return e->last_task;
+}
+
+static int inbox_full(const fs_engine *e) {
+    return e->live_jobs >= FS_INBOX_JOBS || e->stats.queued_rows > FS_INBOX_ROWS;
+}
+
+static void enter(fs_engine *e, fs_job *j) {
+    j->task = number_of_task(e, &j->request.task);
+    j->arrival = e->arrivals++;
+    j->queued = j->row_count > 0;
+    TAILQ_INSERT_TAIL(&e->live, j, live_link);
+    e->live_jobs++;
+    e->stats.failed_rows += j->error_count;
+    e->stats.queued_rows += j->row_count;
+    e->stats.rows += j->request.rows - j->error_count - j->row_count; /* nothing to compute */
+    fs_job_settle(j);
+    if (!j->queued) return;
+    TAILQ_INSERT_TAIL(&e->inbox, j, inbox_link);
+    TAILQ_INSERT_TAIL(&e->queue, j, queue_link);
+}
+
+fs_status fs_engine_submit(fs_engine *e, const fs_request *r, fs_job **out) {
+    fs_status st = FS_OK;
+    fs_job *j;
+    *out = NULL;
+    if (e->pid != getpid()) return not_ours(e);
+    FS_TRY(check_request(e, r));
+    FS_TRY(job_new(&j, e, r));
+    pthread_mutex_lock(&e->lock);
+    e->visitors++;
+    while (!e->stopping && e->broken.status == FS_OK && inbox_full(e)) pthread_cond_wait(&e->room, &e->lock);
+    if (e->stopping) st = fs_fail(FS_CANCELLED, "the engine was closed while the request waited for room in its inbox");
+    else if (e->broken.status != FS_OK) st = fs_error_raise(&e->broken);
+    else enter(e, j);
+    e->visitors--;
+    if (e->stopping) pthread_cond_broadcast(&e->other);
+    else pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
+    if (st == FS_OK) *out = j;
+    else job_release(j);
+    return st;
+}
+
+void fs_job_settle(fs_job *j) {
+    fs_engine *e = j->engine;
+    if (atomic_load(&j->finished) || j->flying > 0) return;
+    if (j->left > 0 && j->error.status == FS_OK) return;
+    TAILQ_REMOVE(&e->live, j, live_link);
+    e->live_jobs--;
+    atomic_store(&j->finished, 1);
+    pthread_cond_broadcast(&j->done);
+    pthread_cond_broadcast(&e->room);
+    uint64_t one = 1;
+    if (write(e->fd, &one, sizeof one) < 0) return; /* the count is at its end: readable in any case */
+}
+
+void fs_job_fail(fs_job *j, const fs_error *error) {
+    if (atomic_load(&j->finished) || j->error.status != FS_OK) return;
+    j->error = *error;
+    j->engine->stats.failed_rows += j->left;
+    fs_rows_withdraw(j);
+    fs_job_settle(j);
+}
+
+static struct timespec deadline_after(double seconds) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    if (seconds > 1e9) seconds = 1e9;
+    int64_t whole = (int64_t)seconds, ns = t.tv_nsec + (int64_t)((seconds - (double)whole) * 1e9);
+    return (struct timespec){ .tv_sec = t.tv_sec + whole + ns / 1000000000, .tv_nsec = ns % 1000000000 };
+}
+
+/* Under the lock: waits until finished, or the time is over. */
+static void await(fs_job *j, double seconds) {
+    struct timespec until = deadline_after(seconds < 0 ? 0 : seconds);
+    while (!atomic_load(&j->finished)) {
+        if (seconds < 0) pthread_cond_wait(&j->done, &j->engine->lock);
+        else if (pthread_cond_timedwait(&j->done, &j->engine->lock, &until) == ETIMEDOUT) return;
+    }
+}
+
+fs_status fs_job_wait(fs_job *j, double seconds, int *done) {
+    fs_engine *e = j->engine;
+    *done = 0;
+    if (e->pid != getpid()) return not_ours(e);
+    pthread_mutex_lock(&e->lock);
+    await(j, seconds);
+    *done = atomic_load(&j->finished);
+    fs_status st = *done ? j->error.status : FS_OK;
+    if (st != FS_OK) fs_error_raise(&j->error);
+    pthread_mutex_unlock(&e->lock);
+    return st;
+}
+
+int64_t fs_job_errors(fs_job *j, const fs_row_error **out) {
+    *out = j->errors;
+    return j->error_count;
+}
+
+void fs_job_cancel(fs_job *j) {
+    fs_engine *e = j->engine;
+    if (e->pid != getpid()) return;
+    pthread_mutex_lock(&e->lock);
+    if (!atomic_load(&j->finished)) {
+        fs_error error = { .status = FS_CANCELLED, .text = "the request was cancelled before it finished" };
+        fs_job_fail(j, &error);
+        await(j, -1);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void fs_job_free(fs_job *j) {
+    if (!j || j->engine->pid != getpid()) return; /* a fork's copy is left alone: its lock may be held forever */
+    fs_job_cancel(j);
+    job_release(j);
+}

@@ -1,0 +1,35 @@
+/* scheduler.c - the scheduler's thread: as soon as a replica has a free slot and a row waits, a batch goes out.
+ *
+ * Rows of a large job are admitted some at a time, so the first batch leaves before the last row has been looked at. */
+#include "engine/internal.h"
+
+#include <sys/prctl.h>
+
+#define FS_ADMIT 512 /* rows admitted between two looks at the slots */
+
+static int has_work(const fs_engine *e) { return e->listed > 0 && e->broken.status == FS_OK; }
+
+void *fs_scheduler_main(void *engine) {
+    fs_engine *e = engine;
+    prctl(PR_SET_NAME, "fs-scheduler");
+    pthread_mutex_lock(&e->lock);
+    while (!e->stopping) {
+        fs_rows_list(e);
+        fs_replica *replica = has_work(e) ? fs_replica_with_room(e) : NULL;
+        if (replica) {
+            fs_batch *b = STAILQ_FIRST(&replica->free);
+            STAILQ_REMOVE_HEAD(&replica->free, link);
+            fs_rows_take(e, b);
+            fs_batch_start(replica, b);
+        } else if (!TAILQ_EMPTY(&e->inbox)) {
+            fs_rows_admit(e, FS_ADMIT);
+            /* Let drivers and callers in between. */
+            pthread_mutex_unlock(&e->lock);
+            pthread_mutex_lock(&e->lock);
+        } else {
+            pthread_cond_wait(&e->work, &e->lock);
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return NULL;
+}

@@ -1,0 +1,55 @@
+/* blocks.c - the parts of a transformer layer that several architectures share.
+ *
+ * Written for a tensor group of any size. Where a weight is cut along its columns, a rank's product is a partial sum:
+ *
+ *   one rank:    y = context . out + bias + x                 (all in the product's epilogue)
+ *   more ranks:  y = context . out,  y = sum over ranks y,  y = y + bias + x      (bias and x once, behind the sum)
+ *
+ * so every rank ends with the same bits. Scratch is given back at once: later work of the same queue runs after the ops
+ * that still read it. */
+#include "models/arch.h"
+
+#include <math.h>
+
+fs_status fs_scratch(fs_step *s, int64_t rows, int64_t cols, fs_view *out) {
+    FS_TRY(fs_arena_view(s->arena, FS_F32, rows, cols, out));
+    return s->device->backend->poison(s->queue, out->at, (size_t)(rows * cols) * sizeof(float));
+}
+
+/* y = x . w + bias + residual, where w holds this rank's columns. */
+static fs_status product_of_parts(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_weight *bias,
+                                  const fs_view *residual) {
+    const fs_epilogue none = { 0 }, rest = { .bias = bias, .residual = residual };
+    if (s->ranks <= 1) return s->ops->matmul(s, y, x, w, &rest);
+    FS_TRY(s->ops->matmul(s, y, x, w, &none));
+    FS_TRY(s->ops->all_reduce(s, y));
+    return s->ops->add(s, y, y, &rest);
+}
+
+fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y, fs_view x) {
+    size_t mark = fs_arena_mark(s->arena);
+    int heads = (int)(set->H / s->ranks);
+    int64_t HE = heads * set->E; /* of this rank */
+    const fs_epilogue bias = { .bias = &w->qkv_bias };
+    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E) };
+    fs_view qkv, context;
+    FS_TRY(fs_scratch(s, x.rows, 3 * HE, &qkv));
+    FS_TRY(fs_scratch(s, x.rows, HE, &context));
+    FS_TRY(s->ops->matmul(s, qkv, x, &w->qkv, &bias));
+    FS_TRY(s->ops->attention(s, context, fs_view_cols(qkv, 0, HE), fs_view_cols(qkv, HE, HE),
+                             fs_view_cols(qkv, 2 * HE, HE), heads, &mask));
+    FS_TRY(product_of_parts(s, y, context, &w->out, &w->out_bias, &x));
+    fs_arena_reset(s->arena, mark);
+    return FS_OK;
+}
+
+fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, fs_view x) {
+    size_t mark = fs_arena_mark(s->arena);
+    const fs_epilogue up = { .bias = &w->up_bias, .activation = set->activation };
+    fs_view inner; /* [T, F of this rank] */
+    FS_TRY(fs_scratch(s, x.rows, set->F / s->ranks, &inner));
+    FS_TRY(s->ops->matmul(s, inner, x, &w->up, &up));
+    FS_TRY(product_of_parts(s, y, inner, &w->down, &w->down_bias, &x));
+    fs_arena_reset(s->arena, mark);
+    return FS_OK;
+}

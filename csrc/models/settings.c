@@ -1,0 +1,242 @@
+/* settings.c - config.json to settings: every key is understood, known to be harmless, or refused by name. */
+#include "models/arch.h"
+
+#include "base/knobs.h"
+#include "models/listing.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const harmless[] = {
+#define X(pattern) pattern,
+#include "models/harmless_keys.def"
+#undef X
+    NULL
+};
+
+/* Names that transformers has for our activations; those in one group are the same function. */
+static const struct {
+    const char *name;
+    fs_activation activation;
+} activations[] = {
+    { "gelu", FS_ACT_GELU },
+    { "gelu_python", FS_ACT_GELU },
+    { "gelu_new", FS_ACT_GELU_TANH },
+    { "gelu_pytorch_tanh", FS_ACT_GELU_TANH },
+    { "gelu_python_tanh", FS_ACT_GELU_TANH },
+    { "gelu_accurate", FS_ACT_GELU_TANH },
+    { "gelu_fast", FS_ACT_GELU_TANH }, /* sqrt(2/pi) written as 0.7978845608 */
+    { "relu", FS_ACT_RELU },
+    { "silu", FS_ACT_SILU },
+    { "swish", FS_ACT_SILU },
+    { "tanh", FS_ACT_TANH },
+    { "linear", FS_ACT_NONE },
+};
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof(array)[0]))
+
+/* Whether FIRESTEEL_IGNORE_KEYS names the key. */
+static int user_ignores(const char *key) {
+    const char *at = fs_knob_text(FS_KNOB_IGNORE_KEYS);
+    size_t length = strlen(key);
+    while (*at) {
+        at += strspn(at, ", \t");
+        size_t item = strcspn(at, ", \t");
+        if (item == length && !strncmp(at, key, length)) return 1;
+        at += item;
+    }
+    return 0;
+}
+
+static int any_matches(const char *const *patterns, const char *name) {
+    for (; *patterns; patterns++)
+        if (fs_pattern_matches(*patterns, name)) return 1;
+    return 0;
+}
+
+static const fs_key_row *row_of(const fs_arch *a, const char *key) {
+    for (const fs_key_row *row = a->keys; row->key; row++)
+        if (!strcmp(row->key, key)) return row;
+    return NULL;
+}
+
+/* A key's value as a sentence shows it. */
+static const char *show(const fs_config_key *k, char *out, size_t bytes) {
+    switch (k->kind) {
+    case FS_NULL: snprintf(out, bytes, "null"); break;
+    case FS_BOOL: snprintf(out, bytes, "%s", k->i ? "true" : "false"); break;
+    case FS_INT: snprintf(out, bytes, "%lld", (long long)k->i); break;
+    case FS_FLOAT: snprintf(out, bytes, "%.9g", k->f); break;
+    case FS_TEXT: snprintf(out, bytes, "\"%.40s\"", k->text); break;
+    case FS_JSON: snprintf(out, bytes, "%.40s%s", k->text, strlen(k->text) > 40 ? "..." : ""); break;
+    }
+    return out;
+}
+
+static fs_status wrong(const fs_checkpoint *c, const fs_config_key *k, const char *meaning) {
+    char value[80];
+    return fs_fail(FS_CONFIG, "%.200s/config.json: %.60s = %s; it must be %.300s", c->name, k->key,
+                   show(k, value, sizeof value), meaning);
+}
+
+static fs_status read_size(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k, int64_t *out) {
+    char meaning[80];
+    *out = k ? k->i : strtoll(row->preset, NULL, 10);
+    if (!k || (k->kind == FS_INT && k->i >= 1 && k->i <= row->most)) return FS_OK;
+    snprintf(meaning, sizeof meaning, "a whole number from 1 to %lld", (long long)row->most);
+    return wrong(c, k, meaning);
+}
+
+static fs_status read_number(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k, float *out) {
+    if (k && k->kind != FS_INT && k->kind != FS_FLOAT) return wrong(c, k, "a number above 0");
+    *out = (float)(k ? k->f : strtod(row->preset, NULL));
+    return isfinite(*out) && *out > 0 ? FS_OK : wrong(c, k, "a number above 0 that fp32 can hold");
+}
+
+static fs_status read_activation(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k,
+                                 fs_activation *out) {
+    const char *name = !k ? row->preset : k->kind == FS_TEXT ? k->text : "";
+    fs_listing known = { 0 };
+    for (int i = 0; i < COUNT(activations); i++) {
+        if (!strcmp(activations[i].name, name)) {
+            *out = activations[i].activation;
+            return FS_OK;
+        }
+        fs_listing_add(&known, "%s", activations[i].name);
+    }
+    char meaning[300];
+    snprintf(meaning, sizeof meaning, "an activation we compute: %.240s", fs_listing_end(&known));
+    return wrong(c, k, meaning);
+}
+
+/* A key that must have its preset value: anything else changes the mathematics. Empty lists and objects are one. */
+static int as_preset(const fs_config_key *k, const char *preset) {
+    char value[80];
+    if (k->kind == FS_NULL) return 1;
+    if (!preset) return 0;
+    if (k->kind == FS_TEXT) return !strcmp(k->text, preset);
+    if (k->kind == FS_JSON) return !strcmp(preset, "{}") && (!strcmp(k->text, "{}") || !strcmp(k->text, "[]"));
+    return !strcmp(show(k, value, sizeof value), preset);
+}
+
+/* Names every key at once that is not understood or not as it must be. */
+static fs_status check_keys(const fs_arch *a, const fs_checkpoint *c) {
+    fs_listing refused = { 0 };
+    char value[80];
+    for (int i = 0; i < c->key_count; i++) {
+        const fs_config_key *k = &c->keys[i];
+        const fs_key_row *row = row_of(a, k->key);
+        if (row && row->kind == FS_KEY_MUST && !as_preset(k, row->preset) && !user_ignores(k->key))
+            fs_listing_add(&refused, "%.60s = %s (only %s)", k->key, show(k, value, sizeof value),
+                           row->preset ? row->preset : "null");
+        if (!row && !any_matches(harmless, k->key) && !user_ignores(k->key))
+            fs_listing_add(&refused, "%.60s = %s", k->key, show(k, value, sizeof value));
+    }
+    if (!refused.count) return FS_OK;
+    return fs_fail(FS_CONFIG,
+                   "%.200s/config.json asks for what %s here does not compute: %s; results could be wrong, so it is "
+                   "refused (FIRESTEEL_IGNORE_KEYS=key,... lets keys pass that you know to be harmless)",
+                   c->name, a->model_type, fs_listing_end(&refused));
+}
+
+static fs_status read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoint *c) {
+    for (const fs_key_row *row = a->keys; row->key; row++) {
+        void *slot = (char *)out + row->slot;
+        const fs_config_key *k = fs_checkpoint_key(c, row->key);
+        if (k && k->kind == FS_NULL) k = NULL;
+        if (row->kind == FS_KEY_MUST || row->kind == FS_KEY_IGNORED) continue;
+        if (!k && !row->preset)
+            return fs_fail(FS_CONFIG, "%.300s/config.json lacks %s, which a %s model needs", c->name, row->key,
+                           a->model_type);
+        if (row->kind == FS_KEY_SIZE) FS_TRY(read_size(c, row, k, slot));
+        else if (row->kind == FS_KEY_NUMBER) FS_TRY(read_number(c, row, k, slot));
+        else FS_TRY(read_activation(c, row, k, slot));
+    }
+    return FS_OK;
+}
+
+static fs_status find_arch(const fs_checkpoint *c, const fs_arch **out) {
+    const fs_config_key *k = fs_checkpoint_key(c, "model_type");
+    fs_listing known = { 0 };
+    char value[80], looks[80] = "";
+    double share;
+    for (const fs_arch *const *a = fs_archs; *a; a++) {
+        fs_listing_add(&known, "%s", (*a)->model_type);
+        if (k && k->kind == FS_TEXT && !strcmp(k->text, (*a)->model_type)) {
+            *out = *a;
+            return FS_OK;
+        }
+    }
+    const fs_arch *nearest = fs_arch_nearest(fs_archs, c, &share);
+    if (nearest && share >= 0.5)
+        snprintf(looks, sizeof looks, "; its tensor names look like %.40s", nearest->model_type);
+    if (!k)
+        return fs_fail(FS_CONFIG, "%.300s/config.json names no model_type; known are: %s%s", c->name,
+                       fs_listing_end(&known), looks);
+    return fs_fail(FS_CONFIG, "%.300s/config.json: model_type %s is not known; known are: %s%s", c->name,
+                   show(k, value, sizeof value), fs_listing_end(&known), looks);
+}
+
+static int reads_class(const fs_arch *a, const char *name) {
+    return any_matches(a->names, name) && !any_matches(a->refused, name);
+}
+
+/* config.json's `architectures`, a list of class names, as its JSON text: ["BertModel"]. */
+static fs_status check_classes(const fs_arch *a, const fs_checkpoint *c) {
+    const fs_config_key *k = fs_checkpoint_key(c, "architectures");
+    fs_listing read = { 0 };
+    char name[80];
+    if (!k || k->kind == FS_NULL || user_ignores("architectures")) return FS_OK;
+    if (k->kind != FS_JSON || k->text[0] != '[') return wrong(c, k, "a list of class names");
+    for (const char *const *p = a->names; *p; p++) fs_listing_add(&read, "%s", *p);
+    for (const char *at = strchr(k->text, '"'); at; at = strchr(at, '"')) {
+        size_t length = strcspn(++at, "\"");
+        snprintf(name, sizeof name, "%.*s", (int)(length < sizeof name ? length : sizeof name), at);
+        if (!reads_class(a, name))
+            return fs_fail(FS_CONFIG,
+                           "%.200s/config.json: architectures names %s; of %s models those named %s are read, decoders "
+                           "excepted",
+                           c->name, name, a->model_type, fs_listing_end(&read));
+        at += length;
+        if (*at) at++;
+    }
+    return FS_OK;
+}
+
+static fs_status read_dtype(const char *dtype, fs_dtype *out) {
+    static const char *const later[] = { "bf16", "fp16", "int8", "int4", "fp8" };
+    *out = FS_F32;
+    if (!dtype || !strcmp(dtype, "auto") || !strcmp(dtype, "fp32")) return FS_OK;
+    for (int i = 0; i < COUNT(later); i++)
+        if (!strcmp(dtype, later[i]))
+            return fs_fail(FS_CONFIG, "dtype %s is not computed on this device; there is fp32 (\"fp32\" or \"auto\")",
+                           dtype);
+    return fs_fail(FS_CONFIG, "dtype \"%.40s\" is not known; there are \"auto\" and \"fp32\"", dtype);
+}
+
+fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype) {
+    fs_settings set = { 0 };
+    FS_TRY(read_dtype(dtype, &set.dtype));
+    FS_TRY(find_arch(c, &set.arch));
+    FS_TRY(check_classes(set.arch, c));
+    FS_TRY(check_keys(set.arch, c));
+    FS_TRY(read_keys(&set, set.arch, c));
+    FS_TRY(set.arch->settle(&set));
+    *out = set;
+    return FS_OK;
+}
+
+int64_t fs_dim_of(const fs_settings *set, fs_dim dim) {
+    switch (dim) {
+    case FS_DIM_ONE: return 1;
+    case FS_DIM_D: return set->D;
+    case FS_DIM_F: return set->F;
+    case FS_DIM_V: return set->V;
+    case FS_DIM_P: return set->P;
+    case FS_DIM_TYPES: return set->types;
+    case FS_DIM_HE: return set->H * set->E;
+    }
+    return 0;
+}

@@ -1,0 +1,21 @@
+/* weights.h - the weight tables of an architecture against the tensor names of a checkpoint.
+ *
+ * A tensor's name = prefix + layer prefix with the layer's number + name of the table row:
+ *   "bert." + "encoder.layer.3." + "output.dense.weight"
+ * Shared by the check (weights_check.c) and the loader (load.c); nothing here owns anything. */
+#ifndef FS_MODELS_WEIGHTS_H
+#define FS_MODELS_WEIGHTS_H
+
+#include "models/arch.h"
+
+#define FS_NAME_BYTES 256
+#define FS_OUTSIDE    (-1) /* the layer number of weights outside the layers */
+
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_arch *a, const char *prefix, int layer, const char *name);
+/* The tensor of a table row, under its own or its older name; NULL when the checkpoint has neither. */
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_arch *a, const char *prefix, int layer,
+                                  const fs_weight_row *row);
+/* The prefix under which most of the tables' names are there; the first one when none is. */
+const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set);
+
+#endif

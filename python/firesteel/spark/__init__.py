@@ -1,0 +1,40 @@
+"""What Spark users call: models as column functions and tables scored whole.
+
+    vectors = firesteel.embed_udf("models/all-MiniLM-L6-v2")
+    df.withColumn("v", vectors("text"))                        # in an expression
+    firesteel.score(df, vectors, "text", output="v")           # the same for a whole table; quicker before Spark 4.1
+    firesteel.register(spark, "embed_text", vectors)           # in SQL
+
+Only this folder imports pyspark, and only when one of these names is used: the modules that move rows
+(_rows, _columns, _window) serve `python -m firesteel run`, which has no Spark, as well.
+
+    _embed, _score, _register  one Spark-facing function each
+    _options                   options -> Job, checked on the driver; what travels to the workers
+    _udf                       Job -> column function
+    _rows                      batches in, results out, in order: what a worker runs
+    _window                    how far a worker reads ahead
+    _columns                   all Arrow and pandas conversions
+    _worker                    the engines of this worker process; the only place that knows it has its own
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._embed import embed_udf
+    from ._register import register
+    from ._score import score
+
+_HOME = {"embed_udf": "_embed", "register": "_register", "score": "_score"}
+
+__all__ = ["embed_udf", "register", "score"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,138 @@
+"""Options of a column function -> a Job: all of them checked, on the driver, before Spark sees a task.
+
+A Python exception in a task costs Spark's four tries, so whatever the driver can know is an error here, at once. Where
+it can see the model's folder that includes the checkpoint's own faults: only headers are read, no device is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from .. import _core
+from .._core import ConfigError, RequestError
+from ..checkpoint import Checkpoint, pooling_modes
+from ._worker import ignore_keys_of_session
+
+ON_ERROR = ("fail", "null")
+MAX_ERRORS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What travels to the workers: small, hashable, pickled by the name of this module.
+
+    Two jobs with equal content are equal, and share an engine in every worker that runs both.
+    """
+
+    task: str
+    model: str  # absolute path
+    engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine
+    request: tuple[tuple[str, object], ...]  # options of Engine.start_embed
+    details: bool
+    on_error: str
+    max_errors: float
+
+
+def embed_job(
+    model: str | os.PathLike[str],
+    *,
+    details: object = False,
+    on_error: object = None,
+    max_errors: object = MAX_ERRORS,
+    said_by: str = "embed_udf",
+    **options: object,
+) -> Job:
+    """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
+    engine = dict.fromkeys(("devices", "dtype"), "auto") | dict.fromkeys(("max_memory", "threads", "cpu_path"))
+    request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
+    refuse_unknown(said_by, options, [*request, *engine, "details", "on_error", "max_errors"])
+    engine |= {name: value for name, value in options.items() if name in engine}
+    request |= {name: value for name, value in options.items() if name in request}
+    _check_engine(engine)
+    _check_request(request)
+    if not isinstance(details, bool):
+        raise ConfigError(f"details is {details!r}; True or False belongs there")
+    if on_error is None:
+        on_error = "null" if details else "fail"
+    if on_error not in ON_ERROR:
+        raise ConfigError(f'on_error is {on_error!r}; "fail" or "null" belongs there')
+    if isinstance(max_errors, bool) or not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
+        raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
+    return Job(
+        task="embed",
+        model=_check_model(model, request),
+        engine=tuple(sorted((name, _frozen(value)) for name, value in engine.items())),
+        request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
+        details=details,
+        on_error=on_error,
+        max_errors=float(max_errors),
+    )
+
+
+def refuse_unknown(said_by: str, given: Sequence[str] | dict[str, object], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{said_by} has no option {name}; {hint}its options are {', '.join(known)}")
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_engine(engine: dict[str, object]) -> None:
+    from ..engine import _bytes, _strings  # the very checks that Engine makes
+
+    _strings("devices", engine["devices"])
+    dtype, path, threads = engine["dtype"], engine["cpu_path"], engine["threads"]
+    if dtype not in ("auto", "fp32"):
+        raise ConfigError(f'dtype is {dtype!r}; the CPU computes in fp32 only: pass "fp32" or "auto"')
+    if path is not None and path not in (paths := [name for name, _ in _core.host()["paths"]]):
+        raise ConfigError(f"cpu_path is {path!r}; {', '.join(paths)} or None belongs there")
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ConfigError(f"threads is {threads!r}; a whole number from 1 on, or None, belongs there")
+    _bytes(engine["max_memory"])
+
+
+def _check_request(request: dict[str, object]) -> None:
+    if request["pooling"] != "auto":
+        pooling_modes(request["pooling"], "embed_udf")
+    if not isinstance(request["normalize"], bool) and request["normalize"] != "auto":
+        raise RequestError(f'normalize is {request["normalize"]!r}; True, False or "auto" belongs there')
+    if request["truncate"] is not True and request["truncate"] != "error":
+        raise RequestError(f'truncate is {request["truncate"]!r}; True or "error" belongs there')
+    for name in ("max_length", "dimensions"):
+        value = request[name]
+        if value is not None and (type(value) is not int or value < 1):
+            raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
+    if request["prompt"] is not None and not isinstance(request["prompt"], str):
+        raise RequestError(f"prompt is a {type(request['prompt']).__name__}; a string or None belongs there")
+
+
+def _check_model(model: str | os.PathLike[str], request: dict[str, object]) -> str:
+    """The model's absolute path. A folder that this machine does not have is left to the workers, which may have it."""
+    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
+        raise ConfigError(f"model is {model!r}; the path of a model folder belongs there")
+    path = os.path.abspath(os.path.expanduser(os.fspath(model)))
+    if not os.path.exists(path):
+        return path
+    with ignore_keys_of_session():
+        checkpoint = Checkpoint.open(path)
+        _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
+    positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
+    length, dimensions = request["max_length"], request["dimensions"]
+    if length and type(positions) is int and length > positions:
+        raise RequestError(
+            f"max_length is {length}; the model has {positions} positions, so 1 to {positions} belongs there"
+        )
+    modes = checkpoint.sentence.pooling
+    if request["pooling"] != "auto":
+        modes = pooling_modes(request["pooling"], "embed_udf")
+    if dimensions and type(width) is int and dimensions > width * len(modes):
+        width *= len(modes)
+        raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
+    return path

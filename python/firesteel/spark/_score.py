@@ -1,0 +1,76 @@
+"""score: a whole table through a model, by mapInArrow."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pyspark.sql.types import ArrayType, DataType, IntegralType, NullType, StringType, StructField, StructType
+
+from .._core import ConfigError, RequestError
+from . import _rows, _worker
+from ._options import Job
+from ._udf import ColumnFunction
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+def score(df: "DataFrame", udf: ColumnFunction, *columns: str, output: str = "prediction") -> "DataFrame":
+    """The table with one more column, `output`: what `udf` makes of `columns`, which are names.
+
+    All other columns and the order within partitions are kept. It goes through mapInArrow, where vectors are handed
+    over without a copy on every Spark from 3.5 on. Spark pushes no filter through a mapInArrow: filter before.
+    Write the result before a sort or a join, which would compute it twice.
+
+    Raises ConfigError, or RequestError for a column that is no string or array<int>, before anything runs.
+
+    Example:
+
+    >>> df = spark.createDataFrame([(1, "a first text"), (2, "another")], "id int, text string")
+    >>> scored = firesteel.score(df, firesteel.embed_udf(model), "text", output="v")
+    >>> scored.selectExpr("id", "text", "size(v) AS n").orderBy("id").collect()
+    [Row(id=1, text='a first text', n=384), Row(id=2, text='another', n=384)]
+    """
+    if not isinstance(udf, ColumnFunction):
+        raise ConfigError(f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns belongs there")
+    if len(columns) != 1:
+        raise ConfigError(f"{udf.job.task}_udf takes 1 column; {len(columns)} were given")
+    names = df.columns
+    at = _find(names, columns[0])
+    _check_type(df.schema.fields[at])
+    if not isinstance(output, str) or not output:
+        raise ConfigError(f"output is {output!r}; the name of the new column belongs there")
+    if output.lower() in (name.lower() for name in names):
+        raise ConfigError(f"output is {output!r}, which the table already has; choose another: output=...")
+    schema = StructType([*df.schema.fields, StructField(output, udf.returnType)])
+    return df.mapInArrow(_function(udf.job, at, names[at], [*names, output]), schema)
+
+
+def _function(job: Job, at: int, name: str, names: list[str]):
+    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch, result in _rows.embed(job, batches, _worker.attach, lambda b: b.column(at), f"column {name}"):
+            yield pa.RecordBatch.from_arrays([*batch.columns, result], names)
+
+    return score
+
+
+def _find(names: list[str], name: object) -> int:
+    if not isinstance(name, str):
+        raise ConfigError(f"columns are {name!r}; score takes the names of columns, as strings")
+    times = names.count(name)
+    if times != 1:
+        what = "no column" if times == 0 else f"{times} columns"
+        raise ConfigError(f"the table has {what} {name!r}; its columns are {', '.join(names)}")
+    return names.index(name)
+
+
+def _check_type(field: StructField) -> None:
+    kind: DataType = field.dataType
+    if isinstance(kind, (StringType, NullType)):
+        return
+    if isinstance(kind, ArrayType) and isinstance(kind.elementType, (IntegralType, NullType)):
+        return
+    raise RequestError(
+        f"column {field.name} is {kind.simpleString()}; string (text) or array<int> (token ids) belongs there: "
+        f"cast it, or choose another column"
+    )

@@ -1,0 +1,133 @@
+"""The engines of this worker process. The only place that knows that a worker has engines of its own.
+
+    with attach(model, options) as engine: ...
+
+An engine is kept from task to task, as long as the worker lives, under a key made of content: the folder and what its
+files look like, the options, the knobs of the session. Running a cell again loads nothing again; a model that was saved
+anew is loaded anew. Spark may kill a worker at any time: nothing here needs a goodbye.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from .. import _core
+from ..engine import Engine
+from ..tokenizer import set_threads
+
+KEPT = 3  # engines that no task is using; the one that was used longest ago goes first
+
+_lock = threading.Lock()  # held while an engine opens, too: two threads that want the same one load it once
+_engines: dict[tuple[object, ...], _Kept] = {}  # in the order of their last use
+
+
+@dataclass
+class _Kept:
+    engine: Engine
+    users: int = 0
+
+
+@contextmanager
+def attach(model: str, options: tuple[tuple[str, object], ...]) -> Iterator[Engine]:
+    """The engine for `model`, opened if this worker has none yet. Raises whatever firesteel.Engine raises."""
+    knobs = _knobs(_task_property())
+    wanted = dict(options)
+    wanted["threads"] = _threads(wanted["threads"], knobs)
+    key = (model, _look(model), tuple(sorted(wanted.items())), tuple(sorted(knobs.items())))
+    with _lock:
+        kept = _engines.pop(key, None)
+        if kept is None:
+            _make_room()
+            with _environment(knobs):
+                kept = _Kept(Engine(model, **wanted))
+        elif wanted["threads"]:
+            set_threads(wanted["threads"])  # another engine of this worker may have set another number
+        _engines[key] = kept
+        kept.users += 1
+    try:
+        yield kept.engine
+    finally:
+        with _lock:
+            kept.users -= 1
+
+
+def _make_room() -> None:
+    idle = [key for key, kept in _engines.items() if kept.users == 0]
+    for key in idle[: max(0, len(idle) - KEPT + 1)]:
+        _engines.pop(key).engine.close()
+
+
+def _look(model: str) -> tuple[tuple[str, int, int], ...]:
+    """What the files of a model's folder look like from outside; empty where there is no folder."""
+    found = []
+    try:
+        for folder in (model, *(entry.path for entry in os.scandir(model) if entry.is_dir())):
+            files = [(entry.path, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
+            found += [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    except OSError:
+        return ()  # Engine says what is wrong
+    return tuple(sorted(found))
+
+
+def _threads(option: int | None, knobs: dict[str, str]) -> int | None:
+    """Option over session conf over environment over spark.task.cpus. None: all cores, where there is no task."""
+    said = knobs.get("THREADS") or os.environ.get("FIRESTEEL_THREADS")
+    if option is not None:
+        return option
+    if said and said != "0":
+        return int(said) if said.isdecimal() else None  # of any other text the engine says what is wrong with it
+    task = _task()
+    return max(1, task.cpus()) if task is not None else None
+
+
+# --- knobs: spark.firesteel.x in the session's conf is FIRESTEEL_X of the environment ---------------------------------
+
+
+@contextmanager
+def ignore_keys_of_session() -> Iterator[None]:
+    """On the driver: the one knob that decides whether a checkpoint is fine, as the active session's workers see it."""
+    session = None
+    if "pyspark.sql" in sys.modules:  # or there is no session
+        from pyspark.sql import SparkSession
+
+        session = SparkSession.getActiveSession()
+    said = session.conf.get("spark.firesteel.ignore_keys", None) if session is not None else None
+    with _environment({} if said is None else {"IGNORE_KEYS": said}):
+        yield
+
+
+def _task() -> object | None:
+    from pyspark import TaskContext
+
+    return TaskContext.get()
+
+
+def _task_property() -> Callable[[str], str | None]:
+    task = _task()
+    return task.getLocalProperty if task is not None else lambda name: None
+
+
+def _knobs(get: Callable[[str], str | None]) -> dict[str, str]:
+    names = [row["name"] for row in _core.knobs()]
+    values = {name: get(f"spark.firesteel.{name.lower()}") for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def _environment(knobs: dict[str, str]) -> Iterator[None]:
+    """FIRESTEEL_X as `knobs` says, for as long as an engine opens: they are read then and at no other time."""
+    before = {name: os.environ.get(f"FIRESTEEL_{name}") for name in knobs}
+    os.environ.update({f"FIRESTEEL_{name}": value for name, value in knobs.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[f"FIRESTEEL_{name}"]
+            else:
+                os.environ[f"FIRESTEEL_{name}"] = value

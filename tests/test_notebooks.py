@@ -1,0 +1,79 @@
+"""Every notebook is in Databricks' source format and runs from top to bottom as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
+CELL = "\n# COMMAND ----------\n"
+
+TEXTS = [
+    "The flat is two minutes from the sea and nobody makes noise at night.",
+    "Great bars next door, we danced until five.",
+    "The heating was broken and nobody answered the phone.",
+    "",
+    None,
+]
+
+
+class Widgets:
+    """dbutils.widgets: what a test sets wins over the notebook's default."""
+
+    def __init__(self, given: dict[str, str]) -> None:
+        self.given, self.asked = given, []
+
+    def text(self, name: str, default: str, label: str = "") -> None:
+        assert default and label
+        self.asked.append(name)
+
+    def get(self, name: str) -> str:
+        return self.given[name]
+
+
+class Utilities:
+    def __init__(self, widgets: Widgets) -> None:
+        self.widgets = widgets
+
+
+def run(path: Path, **names: object) -> dict[str, object]:
+    """Executes a notebook's cells one after the other, and gives what they left behind."""
+    for cell in path.read_text("utf-8").split(CELL):
+        exec(compile(cell, str(path), "exec"), names)
+    return names
+
+
+def test_there_is_a_notebook():
+    assert "embed_table.py" in [path.name for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebook_is_in_source_format(path):
+    text = path.read_text("utf-8")
+    assert text.startswith("# Databricks notebook source\n# MAGIC %md\n")
+    for cell in text.split(CELL)[1:]:
+        lines = [line for line in cell.splitlines() if line]
+        magic = [line.startswith("# MAGIC") for line in lines]
+        assert lines and (all(magic) or not any(magic)), f"one cell mixes magic and Python:\n{cell}"
+    assert not re.search(r"dbutils\.widgets\.get\(\"(\w+)\"\)(?s:.*)dbutils\.widgets\.text\(\"\1\"", text)
+
+
+@pytest.mark.spark
+def test_embed_table(spark, minilm, capsys):
+    spark.createDataFrame([(i, text) for i, text in enumerate(TEXTS)], "id int, note string").createOrReplaceTempView(
+        "notes"
+    )
+    spark.sql("DROP TABLE IF EXISTS note_vectors")
+    given = {"model": minilm, "source": "notes", "column": "note", "target": "note_vectors"}
+    widgets = Widgets(given | {"question": "a quiet place near the beach"})
+    left = run(NOTEBOOKS[0], spark=spark, dbutils=Utilities(widgets))
+
+    assert set(widgets.asked) == set(widgets.given)
+    stored = spark.table("note_vectors").orderBy("id").collect()
+    assert [row.note for row in stored] == TEXTS
+    sizes = [None if row.embedding is None else len(row.embedding.result) for row in stored]
+    assert sizes == [384, 384, 384, 384, None]
+    best = left["nearest"].first()
+    assert best.note == TEXTS[0] and 0.3 < best.score < 1
+    assert TEXTS[0] in capsys.readouterr().out
+    spark.sql("DROP TABLE note_vectors")

@@ -1,0 +1,236 @@
+"""What bad input gets in Spark: on the driver, at once, where the driver can know it; else in the exception it sees."""
+
+import json
+import shutil
+
+import firesteel
+import pytest
+import tiny
+
+CHECKPOINT, CONFIG, REQUEST = firesteel.CheckpointError, firesteel.ConfigError, firesteel.RequestError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.write(tmp_path_factory.mktemp("errors") / "model"))
+
+
+OPTIONS = [
+    ({"poling": "cls"}, CONFIG, "embed_udf has no option poling; did you mean pooling?"),
+    ({"batch_size": 32}, CONFIG, "embed_udf has no option batch_size; its options are pooling, "),
+    ({"parallel": "auto"}, CONFIG, "embed_udf has no option parallel"),
+    ({"pooling": "median"}, CONFIG, "pooling median is not known; known are cls, max, mean"),
+    ({"pooling": []}, CONFIG, "a mode or a list of modes belongs there"),
+    ({"pooling": 3}, CONFIG, "pooling is 3"),
+    ({"normalize": "yes"}, REQUEST, "normalize is 'yes'; True, False or \"auto\" belongs there"),
+    ({"normalize": 1}, REQUEST, "normalize is 1"),
+    ({"max_length": 0}, REQUEST, "max_length is 0; a whole number from 1 on"),
+    ({"max_length": 2.5}, REQUEST, "max_length is 2.5"),
+    ({"max_length": True}, REQUEST, "max_length is True"),
+    ({"max_length": 65}, REQUEST, "max_length is 65; the model has 64 positions, so 1 to 64 belongs there"),
+    ({"dimensions": -1}, REQUEST, "dimensions is -1"),
+    ({"dimensions": 49}, REQUEST, "dimensions is 49; vectors have 48, so 1 to 48 belongs there"),
+    ({"dimensions": 97, "pooling": ["cls", "mean"]}, REQUEST, "dimensions is 97; vectors have 96"),
+    ({"prompt": 7}, REQUEST, "prompt is a int; a string or None belongs there"),
+    ({"truncate": "left"}, REQUEST, "truncate is 'left'; True or \"error\" belongs there"),
+    ({"truncate": False}, REQUEST, "truncate is False"),
+    ({"devices": 1}, CONFIG, "devices is 1"),
+    ({"devices": []}, CONFIG, "devices is []"),
+    ({"dtype": "bf16"}, CONFIG, "dtype is 'bf16'; the CPU computes in fp32 only"),
+    ({"dtype": None}, CONFIG, "dtype is None"),
+    ({"max_memory": "much"}, CONFIG, "max_memory is 'much'; bytes or a size such as \"2GB\""),
+    ({"threads": 0}, CONFIG, "threads is 0; a whole number from 1 on, or None"),
+    ({"threads": "2"}, CONFIG, "threads is '2'"),
+    ({"cpu_path": "sse"}, CONFIG, "cpu_path is 'sse'; avx512, avx2, portable or None belongs there"),
+    ({"details": "yes"}, CONFIG, "details is 'yes'; True or False belongs there"),
+    ({"on_error": "ignore"}, CONFIG, 'on_error is \'ignore\'; "fail" or "null" belongs there'),
+    ({"max_errors": 1.5}, CONFIG, "max_errors is 1.5; a share of the rows from 0 to 1"),
+    ({"max_errors": True}, CONFIG, "max_errors is True"),
+    ({"max_errors": "half"}, CONFIG, "max_errors is 'half'"),
+]
+
+
+def named(cases):
+    return [", ".join(f"{name}={value!r}" for name, value in options.items()) for options, _, _ in cases]
+
+
+@pytest.mark.parametrize(("options", "kind", "words"), OPTIONS, ids=named(OPTIONS))
+def test_a_wrong_option_is_refused_on_the_driver(model, options, kind, words):
+    with pytest.raises(kind) as refused:
+        firesteel.embed_udf(model, **options)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "", b"folder"], ids=repr)
+def test_a_model_that_is_no_path(wrong):
+    with pytest.raises(firesteel.Error, match="the path of a model folder"):
+        firesteel.embed_udf(wrong)
+
+
+def broken(folder, what):
+    """Does one bad thing to a good model folder."""
+    if what == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    if what == "pickle":
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    if what == "truncated":
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[:-1000])
+    if what in ("architecture", "key"):
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "gpt9"} if what == "architecture" else {"hidden_act": "spline"}
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+BROKEN = [
+    ("empty", CHECKPOINT, "config.json is missing"),
+    ("pickle", CHECKPOINT, "pickles can run code"),
+    ("truncated", CHECKPOINT, "truncated, 1000 of"),
+    ("architecture", CONFIG, "gpt9"),
+    ("key", CONFIG, "spline"),
+]
+
+
+@pytest.mark.parametrize(("what", "kind", "words"), BROKEN, ids=[what for what, _, _ in BROKEN])
+def test_a_broken_checkpoint_is_refused_on_the_driver(tmp_path, what, kind, words):
+    broken(tiny.write(tmp_path / "model"), what)
+    with pytest.raises(kind) as refused:
+        firesteel.embed_udf(tmp_path / "model")
+    assert words in str(refused.value)
+
+
+@pytest.mark.spark
+def test_score_checks_the_table_before_anything_runs(spark, model):
+    df = spark.createDataFrame([(1, "a", 2.0)], "id int, text string, price double")
+    vectors = firesteel.embed_udf(model)
+    cases = [
+        (("txet",), {}, CONFIG, "the table has no column 'txet'; its columns are id, text, price"),
+        ((df.text,), {}, CONFIG, "score takes the names of columns"),
+        ((), {}, CONFIG, "embed_udf takes 1 column; 0 were given"),
+        (("text", "id"), {}, CONFIG, "embed_udf takes 1 column; 2 were given"),
+        (("price",), {}, REQUEST, "column price is double; string (text) or array<int> (token ids) belongs there"),
+        (("text",), {"output": "Price"}, CONFIG, "output is 'Price', which the table already has"),
+        (("text",), {"output": ""}, CONFIG, "output is ''"),
+    ]
+    for columns, options, kind, words in cases:
+        with pytest.raises(kind) as refused:
+            firesteel.score(df, vectors, *columns, **options)
+        assert words in str(refused.value)
+    with pytest.raises(CONFIG, match="what firesteel.embed_udf returns"):
+        firesteel.score(df, "text")
+    twice = df.selectExpr("text", "text")
+    with pytest.raises(CONFIG, match="has 2 columns 'text'"):
+        firesteel.score(twice, vectors, "text")
+    with pytest.raises(CONFIG, match="takes 1 column; 2 were given"):
+        vectors("text", "id")
+
+
+def missing(spark, model, folder):
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(folder / "missing"), "t"
+
+
+def removed(spark, model, folder):
+    """It was there when the function was made."""
+    vectors = firesteel.embed_udf(tiny.write(folder / "model"))
+    shutil.rmtree(folder / "model")
+    return spark.range(1).selectExpr("'a' AS t"), vectors, "t"
+
+
+def extra_tensor(spark, model, folder):
+    tiny.write(folder / "model")
+    weights = tiny.tensors(tiny.config())
+    weights["encoder.layer.7.attention.self.query.weight"] = weights["pooler.dense.weight"]
+    tiny.write_safetensors(folder / "model" / "model.safetensors", weights)
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(folder / "model"), "t"
+
+
+def no_tokenizer(spark, model, folder):
+    tiny.write(folder / "model")
+    (folder / "model" / "tokenizer.json").unlink()
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(folder / "model"), "t"
+
+
+def no_device(spark, model, folder):
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(model, devices="tpu:0"), "t"
+
+
+def no_memory(spark, model, folder):
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(model, max_memory=1000), "t"
+
+
+def number(spark, model, folder):
+    return spark.range(1), firesteel.embed_udf(model), "id"
+
+
+def too_long(spark, model, folder):
+    return spark.range(1).selectExpr("repeat('row ', 70) AS t"), firesteel.embed_udf(model, truncate="error"), "t"
+
+
+def bad_utf8(spark, model, folder):
+    return spark.sql("SELECT CAST(unhex('61ff') AS string) AS t"), firesteel.embed_udf(model), "t"
+
+
+def unknown_id(spark, model, folder):
+    return spark.sql("SELECT array(2, 160, 3) AS t"), firesteel.embed_udf(model), "t"
+
+
+def too_many_errors(spark, model, folder):
+    df = spark.range(0, 3000, 1, 1).selectExpr("repeat('row ', if(id % 3 = 0, 1, 70)) AS t")
+    return df, firesteel.embed_udf(model, truncate="error", details=True), "t"
+
+
+IN_A_TASK = [
+    (missing, "CheckpointError", "no such folder; give the folder that holds config.json"),
+    (removed, "CheckpointError", "no such folder"),
+    (extra_tensor, "CheckpointError", "encoder.layer.7.attention.self.query.weight"),
+    (no_tokenizer, "CheckpointError", "tokenizer.json is missing"),
+    (no_device, "ConfigError", "tpu:0"),
+    (no_memory, "OutOfMemory", "1000"),
+    (number, "RequestError", "the column given to embed_udf is bigint; string (text) or array<int>"),
+    (too_long, "RequestError", "row 0 of the partition (TOO_LONG): the row has 72 tokens; the limit is 64"),
+    (bad_utf8, "RequestError", "row 0 of the partition (BAD_UTF8): byte 1 of the text is not UTF-8"),
+    (unknown_id, "RequestError", "row 0 of the partition (SCHEMA): "),
+    (too_many_errors, "RequestError", "are TOO_LONG, as: the row has 72 tokens; the limit is 64"),
+]
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(("case", "kind", "words"), IN_A_TASK, ids=[case.__name__ for case, _, _ in IN_A_TASK])
+def test_a_sentence_from_a_task_reaches_the_driver(spark, model, tmp_path, case, kind, words):
+    df, vectors, column = case(spark, model, tmp_path)
+    with pytest.raises(Exception) as failed:
+        df.select(vectors(column)).collect()
+    assert f"{kind}: " in str(failed.value) and words in str(failed.value)
+    assert spark.range(3).count() == 3
+
+
+@pytest.mark.spark
+def test_rows_that_cannot_be_computed_become_null_where_that_is_asked_for(spark, model):
+    df = spark.sql(
+        """SELECT * FROM VALUES (0, 'first row'), (1, repeat('row ', 70)), (2, CAST(unhex('ff') AS string)), (3, NULL)
+           AS v(id, text)"""
+    )
+    options = {"truncate": "error"}
+    plain = df.select("id", firesteel.embed_udf(model, on_error="null", **options)("text").alias("v")).collect()
+    assert [row.v is None for row in sorted(plain)] == [False, True, True, True]
+    detailed = df.select("id", firesteel.embed_udf(model, details=True, **options)("text").alias("v")).collect()
+    assert [row.v and row.v.error_code for row in sorted(detailed)] == [None, "TOO_LONG", "BAD_UTF8", None]
+    strict = firesteel.embed_udf(model, details=True, on_error="fail", **options)
+    with pytest.raises(Exception, match="of the partition"):
+        df.select(strict("text")).collect()
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(("knob", "value"), [("threads", "many"), ("cpu_path", "sse"), ("batch_tokens", "-5")])
+def test_a_wrong_knob_in_the_session_conf_is_named(spark, tmp_path, knob, value):
+    vectors = firesteel.embed_udf(tiny.write(tmp_path / "model"))
+    spark.conf.set(f"spark.firesteel.{knob}", value)
+    try:
+        with pytest.raises(Exception) as failed:
+            spark.range(1).selectExpr("'a' AS t").select(vectors("t")).collect()
+    finally:
+        spark.conf.unset(f"spark.firesteel.{knob}")
+    assert "ConfigError: " in str(failed.value) and value in str(failed.value)
+    assert spark.range(1).selectExpr("'a' AS t").select(vectors("t")).count() == 1
