@@ -97,7 +97,7 @@ def test_each_kernel_path_keeps_its_bits(path, tmp_path):
     folder = tiny.write(tmp_path / "model", seed=9, **SHAPES["odd"])
     try:
         engine = firesteel.Engine(folder, threads=2, cpu_path=path)
-    except firesteel.ConfigError as error:
+    except firesteel.DeviceError as error:
         pytest.skip(str(error))
     with engine:
         alone = np.concatenate([engine.embed([row]) for row in ROWS])

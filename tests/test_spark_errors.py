@@ -187,7 +187,7 @@ IN_A_TASK = [
     (extra_tensor, "CheckpointError", "encoder.layer.7.attention.self.query.weight"),
     (no_tokenizer, "CheckpointError", "tokenizer.json is missing"),
     (no_device, "ConfigError", "tpu:0"),
-    (no_memory, "OutOfMemory", "1000"),
+    (no_memory, "OutOfMemory", "are missing; raise max_memory"),
     (number, "RequestError", "the column given to embed_udf is bigint; string (text) or array<int>"),
     (too_long, "RequestError", "row 0 of the partition (TOO_LONG): the row has 72 tokens; the limit is 64"),
     (bad_utf8, "RequestError", "row 0 of the partition (BAD_UTF8): byte 1 of the text is not UTF-8"),

@@ -9,8 +9,8 @@
 
 #include "backends/ops.h"
 
-/* y[T,N] = activation(x . w^T + bias) + residual. w is packed in panels of `panel` columns:
- *   for each k-block of at most FS_K_BLOCK, for each panel, [k][panel]; columns past N are zero. */
+/* y[T,N] = activation(x . w^T + bias) + residual. w is packed in panels of `panel` columns, [panels][K][panel]; columns
+ * past N are zero. residual may be y itself. */
 typedef struct {
     float *y;
     const float *x, *packed, *bias, *residual; /* bias, residual may be NULL */
@@ -34,22 +34,30 @@ typedef struct {
     int tile_rows; /* rows of the micro-tile */
 
     int64_t (*packed_floats)(int64_t N, int64_t K);
-    /* Rows [n, n + rows) of w [N, K], fp32, row r at from + r * stride. */
-    void (*pack)(float *packed, int64_t N, int64_t K, int64_t n, int64_t rows, const float *from, int64_t stride);
+    /* Rows [n, n + rows) and columns [k, k + cols) of w [N, K], fp32, row r at from + r * stride. */
+    void (*pack)(float *packed, int64_t K, int64_t n, int64_t rows, int64_t k, int64_t cols, const float *from,
+                 int64_t stride);
     /* Rows [row, row + rows) x panels [panel, panel + panels) of y; all of K. */
     void (*product)(const fs_product *p, int64_t row, int64_t rows, int64_t panel, int64_t panels, float *scratch);
-    /* Query rows [row, row + rows) of the head. */
+    /* Query rows [row, row + rows) of the head; head_width <= FS_HEAD_WIDTH. */
     void (*attend)(const fs_head *h, int64_t row, int64_t rows, float *scratch);
-    /* One row of D floats each. */
+    /* One row of D floats each; y may be any of the inputs. */
     void (*norm)(float *y, const float *x, const float *gamma, const float *beta, int64_t D, float eps);
     void (*sum)(float *y, const float *const *x, int n, int64_t D); /* y = x[0] + x[1] + ... in order */
     void (*epilogue)(float *y, const float *x, const float *bias, const float *residual, fs_activation act, int64_t D);
+    /* One sequence of at least one token. */
     void (*pool)(float *y, const float *x, int64_t stride, int64_t tokens, int64_t D, fs_pooling kind);
     void (*normalize)(float *x, int64_t D);
 } fs_kernels;
 
+/* The widest head that attention's scratch holds. */
+#define FS_HEAD_WIDTH 256
+
 /* Per-thread scratch every kernel can count on. */
 #define FS_CPU_SCRATCH ((size_t)1 << 20)
+
+extern const fs_kernels fs_kernels_avx512, fs_kernels_avx2; /* x86-64 only */
+extern const fs_kernels fs_kernels_portable;
 
 /* Best first, as far as they are compiled for this architecture; ends with NULL. */
 extern const fs_kernels *const fs_cpu_paths[];

@@ -3,6 +3,8 @@
 
 #if defined(__x86_64__)
 
+/* Everything from here on may use the instructions; nothing of it is inlined elsewhere, and the table is only reached
+ * after paths.c has asked the CPU. */
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -11,22 +13,15 @@
 #endif
 
 #define FS_SIMD_AVX2
+#define FS_PATH fs_kernels_avx2
+#define FS_PATH_NAME "avx2"
 #define FS_TILE_ROWS 6
 #define FS_PANEL_VECTORS 1
 #define FS_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #define FS_FEW_ROWS 3
 #define FS_EACH_FEW_ROWS(X) X(1) X(2) X(3)
 
-#include "backends/cpu/simd.h"
-
-#include "backends/cpu/kernels/tile.inc"
-
-#include "backends/cpu/kernels/math.inc"
-#include "backends/cpu/kernels/product.inc"
-#include "backends/cpu/kernels/attention.inc"
-#include "backends/cpu/kernels/rows.inc"
-
-const fs_kernels fs_kernels_avx2 = FS_KERNELS("avx2");
+#include "backends/cpu/kernels/table.inc"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,0 +1,94 @@
+/* ops_attention.c - attention over rows, cut into (64 tokens, head).
+ *
+ *   tokens   0         64        128       192         a chunk does the query blocks that BEGIN in its tokens;
+ *   rows     |--a--|-b-|----c----+----|-d-|----...     a sequence's blocks begin every QUERIES tokens from its start
+ *
+ * So a short sequence is done whole, its keys packed once, and a long one by several chunks. A query row's bits depend on
+ * neither border. */
+#include "backends/cpu/ops_inside.h"
+
+enum { TOKENS = 64, QUERIES = 128 };
+
+typedef struct {
+    float *y;
+    const float *q, *k, *v;
+    int64_t y_stride, q_stride, k_stride, v_stride;
+    const int32_t *offsets;
+    int64_t T, B, longest;
+    int heads, width;
+    float scale;
+} attention;
+
+typedef struct {
+    fs_cpu_device *device;
+    const attention *a;
+} context;
+
+/* The first sequence that ends after token t; B when none does. */
+static int64_t sequence_at(const attention *a, int64_t t) {
+    int64_t low = 0, high = a->B;
+    while (low < high) {
+        int64_t mid = (low + high) / 2;
+        if (a->offsets[mid + 1] > t) high = mid;
+        else low = mid + 1;
+    }
+    return low;
+}
+
+static void run_chunk(void *c, int64_t chunk, int thread) {
+    const attention *a = ((context *)c)->a;
+    fs_cpu_device *d = ((context *)c)->device;
+    int64_t first = chunk / a->heads * TOKENS, end = first + TOKENS, column = chunk % a->heads * a->width;
+    for (int64_t b = sequence_at(a, first); b < a->B && a->offsets[b] < end; b++) {
+        int64_t start = a->offsets[b], tokens = a->offsets[b + 1] - start;
+        int64_t row = start < first ? (first - start + QUERIES - 1) / QUERIES * QUERIES : 0;
+        fs_head h = { .y = a->y + start * a->y_stride + column,
+                      .q = a->q + start * a->q_stride + column,
+                      .k = a->k + start * a->k_stride + column,
+                      .v = a->v + start * a->v_stride + column,
+                      .y_stride = a->y_stride,
+                      .q_stride = a->q_stride,
+                      .k_stride = a->k_stride,
+                      .v_stride = a->v_stride,
+                      .tokens = tokens,
+                      .head_width = a->width,
+                      .scale = a->scale };
+        for (; row < tokens && start + row < end; row += QUERIES)
+            d->kernels->attend(&h, row, tokens - row < QUERIES ? tokens - row : QUERIES,
+                               fs_pool_scratch(d->pool, thread));
+    }
+}
+
+static fs_status run_attention(fs_cpu_device *d, const void *args) {
+    const attention *a = args;
+    context c = { .device = d, .a = a };
+    int64_t keys = a->longest < a->T ? a->longest : a->T;
+    fs_cpu_share(d, run_chunk, &c, (a->T + TOKENS - 1) / TOKENS * a->heads, 2 * a->T * keys * a->heads * a->width);
+    return FS_OK;
+}
+
+fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
+    if (heads < 1 || y.cols < heads || y.cols % heads || !fs_cpu_same_shape(q, y) || !fs_cpu_same_shape(k, y) ||
+        !fs_cpu_same_shape(v, y) || y.dtype != FS_F32 || q.dtype != FS_F32 || k.dtype != FS_F32 || v.dtype != FS_F32)
+        return fs_cpu_misfit(s, "attention", q, y);
+    if (y.cols / heads > FS_HEAD_WIDTH)
+        return fs_fail(FS_CONFIG, "%s: heads of %lld numbers are wider than the %d that attention is made for; "
+                       "use a checkpoint with narrower heads", s->device->name, (long long)(y.cols / heads), FS_HEAD_WIDTH);
+    if (y.rows == 0) return FS_OK;
+    attention a = { .y = y.at,
+                    .q = q.at,
+                    .k = k.at,
+                    .v = v.at,
+                    .y_stride = y.stride,
+                    .q_stride = q.stride,
+                    .k_stride = k.stride,
+                    .v_stride = v.stride,
+                    .offsets = s->rows->offsets,
+                    .T = y.rows,
+                    .B = s->rows->B,
+                    .longest = s->rows->longest,
+                    .heads = heads,
+                    .width = (int)(y.cols / heads),
+                    .scale = mask->scale };
+    return fs_cpu_enqueue(s->queue, run_attention, &a, sizeof a);
+}

@@ -1,0 +1,698 @@
+"""Every op on every backend against NumPy in float64, and "same row, same bits".
+
+The op table test walks the struct fs_ops in csrc/backends/ops.h: an op without a line in CASES fails. Ops are called through
+tests/c/ops_shim.c, which the fixture builds with csrc/base and csrc/backends; Python itself is not involved in the ops.
+The measure backend computes nothing, so of it only the trace is looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes as C
+import itertools
+import math
+import os
+import re
+import shutil
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OPS_H = (ROOT / "csrc/backends/ops.h").read_text()
+OPS = re.findall(r"fs_status \(\*(\w+)\)", OPS_H[OPS_H.index("struct fs_ops {") :])
+ACTIVATIONS = re.findall(r'X\(FS_ACT_\w+, "(\w+)"', OPS_H)
+POOLINGS = re.findall(r'X\(FS_POOL_\w+, "(\w+)"', OPS_H)
+F32, F16, BF16 = 0, 1, 2
+MATRIX, TABLE, VECTOR = 0, 1, 2
+# As in setup.py: the bits under test are those of the shipped code.
+CFLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-w", f"-I{ROOT}/csrc"]
+
+i64, voidp = C.c_int64, C.c_void_p
+
+
+class View(C.Structure):
+    _fields_ = [("at", voidp), ("dtype", C.c_int), ("rows", i64), ("cols", i64), ("stride", i64)]
+
+
+class Memory(C.Structure):
+    _fields_ = [("at", voidp), ("bytes", C.c_size_t), ("charge", C.c_int)]
+
+
+class WeightDesc(C.Structure):
+    _fields_ = [("kind", C.c_int), ("dtype", C.c_int), ("N", i64), ("K", i64)]
+
+
+class Weight(C.Structure):
+    _fields_ = [("desc", WeightDesc), ("at", voidp)]
+
+
+class Gather(C.Structure):
+    _fields_ = [("table", C.POINTER(Weight)), ("index", voidp)]
+
+
+class Epilogue(C.Structure):
+    _fields_ = [("bias", C.POINTER(Weight)), ("activation", C.c_int), ("residual", C.POINTER(View))]
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory) -> C.CDLL:
+    cc = os.environ.get("CC", "cc")
+    if not shutil.which(cc):
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("ops")
+    sources = [p for room in ("base", "backends") for p in sorted((ROOT / "csrc" / room).rglob("*.c"))]
+    sources.append(ROOT / "tests/c/ops_shim.c")
+
+    def build(source: Path) -> str:
+        obj = folder / ("_".join(source.relative_to(ROOT).parts) + ".o")
+        done = subprocess.run([cc, *CFLAGS, "-c", source, "-o", obj], capture_output=True, text=True)
+        assert not done.returncode, f"{source} does not compile:\n{done.stderr[-4000:]}"
+        return str(obj)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(build, sources))
+    library = folder / "ops_shim.so"
+    done = subprocess.run([cc, "-shared", *objects, "-o", library, "-pthread", "-lm", "-ldl"], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-4000:]
+    lib = C.CDLL(str(library))
+    for name in ("shim_error", "shim_path", "shim_trace"):
+        getattr(lib, name).restype = C.c_char_p
+    lib.shim_weight_bytes.restype = C.c_size_t
+    return lib
+
+
+class ShimError(Exception):
+    pass
+
+
+class Device:
+    """One device of one backend; arrays go in and out as NumPy."""
+
+    def __init__(self, lib: C.CDLL, backend: str, path: str = "", threads: int = 1):
+        self.lib, self.backend, self.kept = lib, backend, []
+        self.handle = voidp()
+        self.call("open", C.byref(self.handle), backend.encode(), path.encode(), threads, bare=True)
+
+    def call(self, name: str, *args, bare: bool = False) -> None:
+        status = getattr(self.lib, f"shim_{name}")(*args if bare else (self.handle, *args))
+        if status:
+            raise ShimError(self.lib.shim_error().decode())
+
+    def close(self) -> None:
+        self.free()
+        self.lib.shim_close(self.handle)
+
+    def free(self) -> None:
+        for memory in self.kept:
+            self.lib.shim_release(self.handle, C.byref(memory))
+        self.kept = []
+
+    def alloc(self, size: int) -> int:
+        memory = Memory()
+        self.call("alloc", C.c_size_t(max(size, 1)), C.byref(memory))
+        self.kept.append(memory)
+        return memory.at
+
+    def array(self, a: np.ndarray) -> int:
+        a = np.ascontiguousarray(a)
+        at = self.alloc(a.nbytes)
+        if a.nbytes:
+            self.call("upload", voidp(at), voidp(a.ctypes.data), C.c_size_t(a.nbytes))
+        return at
+
+    def view(self, a: np.ndarray, stride: int = 0, offset: int = 0) -> View:
+        """`a` [rows, cols] in rows of `stride` elements, from column `offset`; the rest is NaN."""
+        a = np.asarray(a, np.float32)
+        whole = np.full((len(a), stride or a.shape[1]), np.nan, np.float32)
+        whole[:, offset : offset + a.shape[1]] = a
+        return View(self.array(whole) + 4 * offset, F32, *a.shape, whole.shape[1])
+
+    def read(self, v: View) -> np.ndarray:
+        out = np.empty((v.rows, v.cols), np.float32)
+        for r in range(v.rows):
+            row = out[r]
+            self.call("download", voidp(row.ctypes.data), voidp(v.at + 4 * r * v.stride), C.c_size_t(row.nbytes))
+        return out
+
+    def weight(self, w: np.ndarray, kind: int, dtype: int = F32, piece: int = 1 << 30, pad: int = 0) -> Weight:
+        """`pad` bytes before the data and after each row: file data lies anywhere."""
+        w2 = np.atleast_2d(np.asarray(w, np.float32))
+        raw = {F32: lambda: w2, F16: lambda: w2.astype(np.float16), BF16: lambda: (w2.view(np.uint32) >> 16).astype(np.uint16)}
+        data = raw[dtype]()
+        stride = data.shape[1] * data.itemsize + pad
+        blob = bytearray(pad + stride * len(data))
+        for r, row in enumerate(data):
+            blob[pad + r * stride : pad + r * stride + row.nbytes] = row.tobytes()
+        held = (C.c_char * len(blob)).from_buffer(blob)
+        out, memory, desc = Weight(), Memory(), WeightDesc(kind, F32, *w2.shape)
+        self.call(
+            "weight", C.byref(desc), voidp(C.addressof(held) + pad), C.c_size_t(stride), dtype, i64(piece), C.byref(out), C.byref(memory)
+        )
+        self.kept.append(memory)
+        return out
+
+    def rows(self, lengths: list[int], padded: int = 0) -> np.ndarray:
+        """Declares the batch's sequences; `padded` more offsets repeat the end."""
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32), [sum(lengths)] * padded]).astype(np.int32)
+        self.lib.shim_rows(
+            self.handle, voidp(self.array(offsets)), i64(sum(lengths)), i64(len(offsets) - 1), i64(max([*lengths, 0]))
+        )
+        return offsets
+
+    # ops, each from arrays to an array
+    def epilogue(self, bias, act, residual: View | None) -> Epilogue:
+        b = self.weight(bias, VECTOR) if bias is not None else None
+        return Epilogue(C.pointer(b) if b else None, ACTIVATIONS.index(act), C.pointer(residual) if residual else None)
+
+    def matmul(self, x, w, bias=None, act="none", residual=None, inside=False, strides=(0, 0), offset=0) -> np.ndarray:
+        """inside: the residual is y itself. w: an array, or a Weight made before."""
+        w = w if isinstance(w, Weight) else self.weight(w, MATRIX)
+        N = w.desc.N
+        y = self.view(residual if inside else np.full((len(x), N), np.nan), strides[1], offset)
+        r = None if residual is None else y if inside else self.view(residual, strides[1], offset)
+        e = self.epilogue(bias, act, r)
+        self.call("matmul", y, self.view(x, strides[0], offset), C.byref(w), C.byref(e))
+        return self.read(y)
+
+    def attention(self, q, k, v, heads, lengths, scale, strided=False, padded=0) -> np.ndarray:
+        self.rows(lengths, padded)
+        T, D = q.shape
+        if strided:  # as the fused product leaves them
+            fused = self.view(np.concatenate([q, k, v], 1), 3 * D + 5, 3)
+            views = [View(fused.at + 4 * i * D, F32, T, D, fused.stride) for i in range(3)]
+        else:
+            views = [self.view(a) for a in (q, k, v)]
+        y = self.view(np.full((T, D), np.nan), D + 2 * strided)
+        self.call("attention", y, *views, heads, C.c_float(scale))
+        return self.read(y)
+
+    def gather(self, tables, indices, norm=None, n_rows=None, stride=0, offset=0) -> np.ndarray:
+        D = tables[0].shape[1]
+        weights = [self.weight(t, TABLE) for t in tables]
+        rows = (Gather * len(tables))(
+            *[Gather(C.pointer(w), self.array(i) if i is not None else None) for w, i in zip(weights, indices)]
+        )
+        y = self.view(np.full((n_rows, D), np.nan), stride, offset)
+        if norm:
+            gamma, beta = self.weight(norm[0], VECTOR), self.weight(norm[1], VECTOR)
+            self.call("gather_norm", y, rows, len(tables), C.byref(gamma), C.byref(beta), C.c_float(norm[2]))
+        else:
+            self.call("gather", y, rows, len(tables))
+        return self.read(y)
+
+    def layer_norm(self, x, gamma, beta, eps, inside=False, stride=0, offset=0) -> np.ndarray:
+        xv = self.view(x, stride, offset)
+        y = xv if inside else self.view(np.full_like(x, np.nan), stride, offset)
+        g, b = self.weight(gamma, VECTOR), self.weight(beta, VECTOR)
+        self.call("layer_norm", y, xv, C.byref(g), C.byref(b), C.c_float(eps))
+        return self.read(y)
+
+    def pool(self, x, lengths, kind, padded=0, stride=0, offset=0) -> np.ndarray:
+        self.rows(lengths, padded)
+        y = self.view(np.full((len(lengths) + padded, x.shape[1]), np.nan), stride, offset)
+        self.call("pool", y, self.view(x, stride, offset), POOLINGS.index(kind))
+        return self.read(y)
+
+    def l2_normalize(self, x, stride=0, offset=0) -> np.ndarray:
+        v = self.view(x, stride, offset)
+        self.call("l2_normalize", v)
+        return self.read(v)
+
+    def add(self, x, bias=None, act="none", residual=None, inside=False, stride=0, offset=0) -> np.ndarray:
+        xv = self.view(x, stride, offset)
+        y = xv if inside else self.view(np.full_like(x, np.nan), stride, offset)
+        r = None if residual is None else self.view(residual, stride, offset)
+        self.call("add", y, xv, C.byref(self.epilogue(bias, act, r)))
+        return self.read(y)
+
+
+# NumPy in float64 ---------------------------------------------------------------------------------------------------
+
+erf = np.vectorize(math.erf, otypes=[float])
+ACT = {
+    "none": lambda x: x,
+    "gelu": lambda x: x / 2 * (1 + erf(x / math.sqrt(2))),
+    "gelu_new": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+}
+
+
+def d(a):
+    return None if a is None else np.asarray(a, np.float64)
+
+
+def np_epilogue(x, bias, act, residual):
+    x = x if bias is None else x + d(bias)
+    return ACT[act](x) + (0 if residual is None else d(residual))
+
+
+def np_norm(x, gamma, beta, eps):
+    x = d(x)
+    mean = x.mean(1, keepdims=True)
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(1, keepdims=True) + eps) * d(gamma) + d(beta)
+
+
+def np_attention(q, k, v, heads, lengths, scale):
+    q, k, v = d(q), d(k), d(v)
+    y, E, at = np.zeros_like(q), q.shape[1] // heads, 0
+    for n, h in itertools.product(lengths, range(heads)):
+        rows, cols = slice(at, at + n), slice(h * E, (h + 1) * E)
+        if n:
+            s = scale * q[rows, cols] @ k[rows, cols].T
+            p = np.exp(s - s.max(1, keepdims=True))
+            y[rows, cols] = p / p.sum(1, keepdims=True) @ v[rows, cols]
+        at += n if h == heads - 1 else 0
+    return y
+
+
+def np_pool(x, lengths, kind):
+    def one(s):
+        n = len(s)
+        weights = np.arange(1, n + 1)[:, None]
+        return {
+            "cls": lambda: s[0],
+            "mean": lambda: s.mean(0),
+            "max": lambda: s.max(0),
+            "mean_sqrt_len": lambda: s.sum(0) / math.sqrt(n),
+            "weightedmean": lambda: (s * weights).sum(0) / weights.sum(),
+            "lasttoken": lambda: s[-1],
+        }[kind]()
+
+    ends = np.cumsum(lengths)
+    return np.array([one(d(x)[e - n : e]) if n else np.zeros(x.shape[1]) for e, n in zip(ends, lengths)])
+
+
+def check(got, expected, scale=1.0, rtol=1e-6):
+    """Within rtol of `scale`, or of the expected value where that is larger. Both sides are shown at the worst place."""
+    expected = d(expected)
+    assert got.shape == expected.shape
+    if not got.size:
+        return
+    assert not np.isnan(got).any(), f"NaN at {np.argwhere(np.isnan(got))[0]} of {got.shape}"
+    off = np.abs(got - expected) / np.maximum(np.abs(expected), scale)
+    worst = np.unravel_index(off.argmax(), off.shape)
+    assert off[worst] <= rtol, f"{got[worst]} is not {expected[worst]} at {worst} of {got.shape}: off by {off[worst]:.2e}"
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+# The cases: op -> list of (name, function of a device) ---------------------------------------------------------------
+
+
+def matmul_case(T, N, K, act="none", bias=True, residual=False, inside=False, strides=(0, 0), offset=0):
+    def run(dev):
+        x, w = random(T, K), random(N, K, seed=1)
+        b = random(N, seed=2) if bias else None
+        r = random(T, N, seed=3) if residual else None
+        got = dev.matmul(x, w, b, act, r, inside, strides, offset)
+        size = np.linalg.norm(d(x), axis=1)[:, None] * np.linalg.norm(d(w), axis=1)
+        check(got, np_epilogue(d(x) @ d(w).T, b, act, r), 1 + size, 6e-7)
+
+    return run
+
+
+def attention_case(heads, E, lengths, strided=False, padded=0, scale=None, big=1.0):
+    def run(dev):
+        q, k, v = (random(sum(lengths), heads * E, seed=i) for i in range(3))
+        s = 1 / math.sqrt(E) if scale is None else scale
+        # a rounding of the largest score, times log2(e), is a relative error of every weight
+        check(
+            dev.attention(q * np.float32(big), k, v, heads, lengths, s, strided, padded),
+            np_attention(q * np.float32(big), k, v, heads, lengths, s),
+            1.0,
+            2e-6 * max(1, abs(big)),
+        )
+
+    return run
+
+
+def gather_case(T, D, tables, norm, stride=0, offset=0):
+    def run(dev):
+        t = [random(7 + i, D, seed=i) for i in range(tables)]
+        # the last table's row 0 goes to every token
+        index = [np.arange(T, dtype=np.int32) * 3 % (7 + i) for i in range(tables)]
+        index = [*index[:-1], None] if tables > 1 else index
+        expected = sum(d(a)[i] if i is not None else d(a)[:1] for a, i in zip(t, index)) + np.zeros((T, 1))
+        ln = (random(D, seed=8), random(D, seed=9), 1e-12) if norm else None
+        if norm:
+            expected = np_norm(expected, *ln)
+        # the deviation of a row of one number is nothing but rounding: 0, when there is one table
+        check(dev.gather(t, index, ln, T, stride, offset), expected, 4.0)
+
+    return run
+
+
+def norm_case(T, D, inside=False, stride=0, offset=0, shift=0.0):
+    def run(dev):
+        x, g, b = random(T, D) + np.float32(shift), random(D, seed=1), random(D, seed=2)
+        check(dev.layer_norm(x, g, b, 1e-5, inside, stride, offset), np_norm(x, g, b, 1e-5), 2.0, 1e-6 * (1 + abs(shift)))
+
+    return run
+
+
+def pool_case(D, lengths, kind, padded=0, stride=0, offset=0):
+    def run(dev):
+        x = random(sum(lengths), D)
+        check(dev.pool(x, lengths, kind, padded, stride, offset), np_pool(x, [*lengths, *[0] * padded], kind), 1.0)
+
+    return run
+
+
+def normalize_case(B, D, stride=0, offset=0):
+    def run(dev):
+        x = random(B, D)
+        x[B // 2 :: 3] = 0  # stays 0
+        x[0, 0] = 1e-9
+        expected = d(x) / np.maximum(np.linalg.norm(d(x), axis=1, keepdims=True), 1e-12)
+        check(dev.l2_normalize(x, stride, offset), expected, 0.1)
+
+    return run
+
+
+def add_case(T, D, act="none", bias=True, residual=True, inside=False, stride=0, offset=0):
+    def run(dev):
+        x, b = random(T, D), random(D, seed=1) if bias else None
+        r = random(T, D, seed=2) if residual else None
+        check(dev.add(x, b, act, r, inside, stride, offset), np_epilogue(d(x), b, act, r), 1.0)
+
+    return run
+
+
+def reduce_case(T, D):
+    """Two ranks, each from its own thread; see also tests/c for what a missing rank does."""
+
+    def run(dev):
+        dev.call("all_reduce", dev.view(random(T, D)))  # a group of one: nothing happens
+        ranks = [Device(dev.lib, dev.backend, dev.path, 1) for _ in range(2)]
+        comm, parts = voidp(), [random(T, D, seed=i) for i in range(2)]
+        handles = (voidp * 2)(*[r.handle for r in ranks])
+        try:
+            dev.call("comm", handles, 2, C.c_double(60), C.byref(comm), bare=True)
+            views = [r.view(p) for r, p in zip(ranks, parts)]
+            failures = []
+
+            def work(rank):
+                try:
+                    ranks[rank].call("all_reduce", views[rank])
+                except ShimError as e:
+                    failures.append(e)
+
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            assert not failures
+            dev.trace += ranks[0].lib.shim_trace(ranks[0].handle).decode()
+            for r, v in zip(ranks, views):
+                if r.backend != "measure":
+                    np.testing.assert_array_equal(r.read(v), parts[0] + parts[1])
+        finally:
+            if comm:
+                dev.lib.shim_comm_close(ranks[0].handle, comm)
+            for r in ranks:
+                r.close()
+
+    return run
+
+
+TS = [1, 2, 5, 6, 7, 13, 14, 15, 97, 300]
+WIDTHS = [1, 3, 16, 17, 33, 64, 65, 127, 128, 200, 384]
+LENGTHS = [[1], [0], [], [2, 1, 5], [16, 17, 15], [40, 0, 1, 64, 65, 7], [97, 30], [300], [127, 128, 129], [0, 0, 31, 0]]
+
+CASES = {
+    "matmul": [
+        *[matmul_case(T, 80, 70) for T in TS],
+        *[matmul_case(T, N, 40, "gelu") for T in (1, 2, 3, 7, 29) for N in (1, 15, 16, 17, 31, 33, 63, 65, 130)],
+        *[matmul_case(T, 37, K) for T in (1, 3, 13, 97) for K in (1, 2, 383, 384, 385, 1000, 1153)],
+        *[matmul_case(T, N, K, act, bias, True, inside) for T, N, K in ((7, 33, 20), (15, 64, 900))
+          for act in ACTIVATIONS for bias in (False, True) for inside in (False, True)],
+        *[matmul_case(T, 45, 1024, "none", True, True, inside, (1030, 64), 3) for T in (1, 15, 97) for inside in (False, True)],
+        *[matmul_case(T, 384, 384, "gelu", True, True, True) for T in (1, 97, 300)],
+        matmul_case(64, 96, 2048), matmul_case(300, 1, 1), matmul_case(300, 1152, 64), matmul_case(0, 20, 20),
+    ],
+    "attention": [
+        *[attention_case(2, E, lengths) for E in (1, 12, 16, 32, 33, 64) for lengths in LENGTHS],
+        *[attention_case(h, E, [5, 40, 129], True) for h, E in ((1, 256), (3, 100), (12, 32), (4, 48), (5, 17))],
+        attention_case(2, 32, [3, 9], True, padded=5), attention_case(1, 32, [1000, 3]), attention_case(2, 8, [700], True),
+        attention_case(2, 32, [150, 20], scale=-0.5), attention_case(2, 32, [150, 20], scale=0.0),
+        attention_case(2, 32, [150, 140, 20], big=30.0),
+    ],
+    "gather": [*[gather_case(T, D, n, False) for T in (0, 1, 7, 97) for D in (1, 33, 384) for n in (1, 3, 4)],
+               gather_case(9, 20, 2, False, 31, 5)],
+    "gather_norm": [*[gather_case(T, D, n, True) for T in (0, 1, 7, 300) for D in (2, 33, 384) for n in (1, 3, 4)],
+                    gather_case(9, 20, 2, True, 31, 5)],
+    "layer_norm": [*[norm_case(T, D, inside) for T in (0, 1, 7) for D in WIDTHS for inside in (False, True)],
+                   *[norm_case(T, 384) for T in TS], norm_case(9, 70, True, 90, 3), norm_case(9, 100, shift=10.0)],
+    "pool": [*[pool_case(D, lengths, kind, padded) for D in (1, 33, 384) for lengths in LENGTHS[:7] for kind in POOLINGS
+               for padded in (0, 3)],
+             *[pool_case(50, [300, 2], kind, 0, 70, 5) for kind in POOLINGS]],
+    "l2_normalize": [*[normalize_case(B, D) for B in (1, 2, 9) for D in WIDTHS], normalize_case(5, 40, 50, 7)],
+    "add": [*[add_case(T, D, act, bias, residual, inside) for T, D in ((0, 5), (3, 1), (7, 33), (97, 384)) for act in ACTIVATIONS
+              for bias, residual, inside in ((True, True, False), (False, True, True), (True, False, True))],
+            add_case(4, 20, stride=30, offset=3)],
+    "all_reduce": [reduce_case(5, 33)],
+}  # fmt: skip
+
+BACKENDS = [("cpu", "avx512"), ("cpu", "avx2"), ("cpu", "portable"), ("cpu", "avx512-tiles"), ("measure", "")]
+
+
+def test_all_ops_have_cases(shim):
+    assert len(OPS) == shim.shim_op_count(), "the walk over ops.h misses an op"
+    assert sorted(CASES) == sorted(OPS)
+    assert sorted(ACT) == sorted(ACTIVATIONS)
+
+
+def runs_here(shim, path: str) -> str:
+    """Why the path cannot run on this machine, or ""."""
+    path = "avx2" if path == "avx512-tiles" else path
+    missing, i = C.c_char_p(), 0
+    while (name := shim.shim_path(i, C.byref(missing))) is not None:
+        if name.decode() == path:
+            return (missing.value or b"").decode()
+        i += 1
+    return f"not compiled for this machine: {path}"
+
+
+@pytest.fixture(params=BACKENDS, ids="-".join)
+def device(request, shim, monkeypatch):
+    backend, path = request.param
+    if backend == "cpu" and (why := runs_here(shim, path)):
+        pytest.skip(why)
+    monkeypatch.setenv("FIRESTEEL_TEST_POISON", "1")
+    dev = Device(shim, backend, path, 2)
+    dev.path, dev.trace = path, ""
+    yield dev
+    dev.close()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_agrees_with_numpy(device, op, monkeypatch):
+    if device.backend == "measure":
+        monkeypatch.setitem(globals(), "check", lambda *a, **k: None)
+    for i, case in enumerate(CASES[op]):
+        try:
+            case(device)
+        except AssertionError as e:
+            arguments = {k: v.cell_contents for k, v in zip(case.__code__.co_freevars, case.__closure__)}
+            raise AssertionError(f"{op}, case {i} {arguments}: {e}") from None
+        device.free()
+    if device.backend == "measure":
+        trace = device.trace + device.lib.shim_trace(device.handle).decode()
+        assert trace.count(f"{op} ") >= len([c for c in CASES[op]]) * 0.9, "the measure backend left ops out of its trace"
+
+
+# Same row, same bits -------------------------------------------------------------------------------------------------
+
+
+def same(a, b, what=""):
+    np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32), err_msg=what)
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable", "avx512-tiles"])
+def pair(request, shim):
+    """The same path with one thread and with three."""
+    if why := runs_here(shim, request.param):
+        pytest.skip(why)
+    devices = [Device(shim, "cpu", request.param, n) for n in (1, 3)]
+    yield devices
+    for dev in devices:
+        dev.close()
+
+
+@pytest.mark.parametrize("N, K", [(70, 50), (33, 385), (384, 384), (48, 1000)])
+def test_matmul_gives_a_row_the_same_bits(pair, N, K):
+    one, three = pair
+    x, w, bias, r = random(300, K), random(N, K, seed=1), random(N, seed=2), random(300, N, seed=3)
+    held = [dev.weight(w, MATRIX) for dev in pair]
+    whole = one.matmul(x, held[0], bias, "gelu", r)
+    same(three.matmul(x, held[1], bias, "gelu", r), whole, "threads")
+    order = np.random.default_rng(0).permutation(300)
+    same(three.matmul(x[order], held[1], bias, "gelu", r[order]), whole[order], "order")
+    same(one.matmul(x, held[0], bias, "gelu", r, inside=True), whole, "residual in y")
+    same(one.matmul(x, held[0], bias, "gelu", r, strides=(K + 7, N + 3), offset=2), whole, "strides")
+    for M in [*range(1, 65), 97, 150, 299]:
+        dev, w_held = (one, held[0]) if M % 2 else (three, held[1])
+        same(dev.matmul(x[5 : 5 + M], w_held, bias, "gelu", r[5 : 5 + M]), whole[5 : 5 + M], f"{M} rows")
+        if M % 16 == 0:
+            del dev.kept[2:]
+
+
+@pytest.mark.parametrize("heads, E", [(2, 32), (3, 12), (1, 64), (2, 33)])
+def test_attention_gives_a_sequence_the_same_bits(pair, heads, E):
+    one, three = pair
+    lengths = [1, 64, 40, 3, 128, 130, 17, 300, 63, 5, 257]
+    q, k, v = (random(sum(lengths), heads * E, seed=i) for i in range(3))
+    whole = one.attention(q, k, v, heads, lengths, 0.2)
+    same(three.attention(q, k, v, heads, lengths, 0.2), whole, "threads")
+    same(three.attention(q, k, v, heads, lengths, 0.2, True, 4), whole, "strides, more offsets")
+    ends = np.cumsum(lengths)
+    parts = [slice(e - n, e) for e, n in zip(ends, lengths)]
+    for p, n in zip(parts, lengths):
+        same(three.attention(q[p], k[p], v[p], heads, [n], 0.2), whole[p], f"{n} tokens alone")
+    order = np.random.default_rng(1).permutation(len(lengths))
+    rows = np.concatenate([np.arange(sum(lengths))[parts[i]] for i in order])
+    same(three.attention(q[rows], k[rows], v[rows], heads, [lengths[i] for i in order], 0.2), whole[rows], "order")
+
+
+def test_rows_get_the_same_bits(pair):
+    """Norms, gathers and pools: alone, in a batch, with threads."""
+    one, three = pair
+    x, g, b = random(1000, 385), random(385, seed=1), random(385, seed=2)
+    whole = one.layer_norm(x, g, b, 1e-5)
+    same(three.layer_norm(x, g, b, 1e-5), whole)
+    same(one.layer_norm(x[500:501], g, b, 1e-5, stride=400, offset=9), whole[500:501])
+    same(three.add(x, b, "gelu", x[::-1].copy()), one.add(x, b, "gelu", x[::-1].copy()))
+    lengths = [3, 40, 200, 0, 256, 500, 1]
+    ends = np.cumsum(lengths)
+    for kind in POOLINGS:
+        pooled = one.pool(x, lengths, kind)
+        same(three.pool(x, lengths, kind), pooled)
+        for e, n, row in zip(ends, lengths, pooled):
+            same(three.pool(x[e - n : e], [n], kind)[0], row)
+    same(one.l2_normalize(x[7:8]), three.l2_normalize(x)[7:8])
+
+
+def test_avx512_tiles_and_avx2_give_the_same_bits(shim):
+    """What a cluster of mixed machines relies on when both run one of these paths' trees; real AVX-512 where there is one."""
+    if why := runs_here(shim, "avx2"):
+        pytest.skip(why)
+    others = ["avx512-tiles"] + ([] if runs_here(shim, "avx512") else ["avx512"])
+    devices = [Device(shim, "cpu", path, 1) for path in ("avx2", *others)]
+    lengths = [1, 15, 40, 129, 300]
+    x, w = random(97, 1000) / 8, random(77, 1000, seed=1)
+    q = random(sum(lengths), 66, seed=2)
+    results = [
+        [
+            *[dev.matmul(x[:T], w, w[:, 0], act) for T in (1, 2, 3, 5, 8, 14, 15, 29, 97) for act in ACTIVATIONS],
+            dev.attention(q, q * 2, q[::-1].copy(), 2, lengths, 0.3),
+            dev.layer_norm(x, x[0], x[1], 1e-5),
+            dev.l2_normalize(x),
+            *[dev.pool(q, lengths, kind) for kind in POOLINGS],
+        ]
+        for dev in devices
+    ]
+    for other, result in zip(others, results[1:]):
+        for i, (a, b) in enumerate(zip(results[0], result)):
+            same(a, b, f"avx2 against {other}, result {i}")
+    for dev in devices:
+        dev.close()
+
+
+# Weights, accuracy, refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+@pytest.mark.parametrize("N, K", [(1, 1), (33, 300), (80, 17)])
+def test_weights_can_be_filled_from_any_file(shim, dtype, N, K):
+    """Types, pieces in any order, odd addresses: the same weight."""
+    dev = Device(shim, "cpu", "", 1)
+    w = random(N, K).astype(np.float16).astype(np.float32)
+    if dtype == BF16:
+        w = (w.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    x, table = random(5, K, seed=1), np.arange(N, dtype=np.int32)
+    whole = dev.matmul(x, w)
+    for piece, pad in ((1 << 30, 0), (1, 1), (5, 3), (17, 6)):
+        same(dev.matmul(x, dev.weight(w, MATRIX, dtype, piece, pad)), whole, f"pieces of {piece}, {pad} bytes apart")
+        t = dev.weight(w, TABLE, dtype, piece, pad)
+        y = dev.view(np.zeros((N, K)))
+        row = Gather(C.pointer(t), dev.array(table))
+        dev.call("gather", y, C.byref(row), 1)
+        same(dev.read(y), w)
+    dev.close()
+
+
+def test_activations_at_every_scale(shim):
+    """gelu within 2e-7 of |x| (what torch keeps too); the others within 4e-7; nothing odd at the ends."""
+    dev = Device(shim, "cpu", "", 1)
+    x = np.concatenate([np.linspace(-12, 12, 200_001), 10.0 ** np.arange(-30, 30), -(10.0 ** np.arange(-30, 30))])
+    x = x.astype(np.float32).reshape(1, -1)
+    for act in ACTIVATIONS:
+        got = dev.add(x, None, act)
+        with np.errstate(over="ignore"):
+            expected = ACT[act](np.clip(d(x), -700, None) if act == "silu" else d(x))
+        expected = np.where(x < -100, 0 if act in ("silu", "gelu", "gelu_new", "relu") else expected, expected)
+        check(got, expected, np.maximum(np.abs(d(x)), 1e-9), 2e-7 if act == "gelu" else 4e-7)
+        assert np.isnan(dev.add(np.full((1, 17), np.nan, np.float32), None, act)).all(), act
+    assert (dev.add(np.array([[-50.0, -1e30]], np.float32), None, "gelu") == 0).all()
+    dev.close()
+
+
+def test_what_does_not_fit_is_refused(shim):
+    dev = Device(shim, "cpu", "", 1)
+    x, w = random(3, 8), random(5, 8)
+    with pytest.raises(ShimError, match=r"matmul of \[3, 7\] to \[3, 5\].* do not go together"):
+        dev.matmul(x[:, :7], w)
+    with pytest.raises(ShimError, match="do not go together"):
+        dev.matmul(x, w, random(4))
+    with pytest.raises(ShimError, match="do not go together"):
+        dev.layer_norm(x, random(7), random(8), 1e-5)
+    with pytest.raises(ShimError, match="do not go together"):
+        dev.attention(x, x, x, 3, [3], 1.0)
+    with pytest.raises(ShimError, match="heads of 300 numbers are wider than the 256"):
+        dev.attention(*[random(3, 300)] * 3, 1, [3], 1.0)
+    held = dev.weight(w, MATRIX)
+    data = voidp(w.ctypes.data)
+    with pytest.raises(ShimError, match=r"rows 3 \.\.\. 5 do not lie in a weight of \[5, 8\]"):
+        dev.call("fill", C.byref(held), i64(3), i64(3), data, C.c_size_t(32), F32)
+    with pytest.raises(ShimError, match="cannot be filled from int64"):
+        dev.call("fill", C.byref(held), i64(0), i64(1), data, C.c_size_t(32), 4)
+    desc, memory = WeightDesc(MATRIX, BF16, 5, 8), Memory()
+    with pytest.raises(ShimError, match="computes in fp32 only, not in bf16"):
+        dev.call("weight", C.byref(desc), data, C.c_size_t(32), F32, i64(5), C.byref(held), C.byref(memory))
+    dev.kept.append(memory)
+    dev.close()
+
+
+def test_paths_are_found_by_name(shim):
+    assert shim.shim_path_find(b"") == 0 and shim.shim_path_find(None) == 0 and shim.shim_path_find(b"portable") == 0
+    assert shim.shim_path_find(b"sse9") != 0
+    assert shim.shim_error().decode() == (
+        "there is no CPU path sse9; choose one of avx512, avx2, portable, or leave it empty for the best"
+    )
+    for path in ("avx512", "avx2"):
+        if why := runs_here(shim, path):
+            assert shim.shim_path_find(path.encode()) != 0
+            assert shim.shim_error().decode() == (
+                f"the CPU path {path} cannot run here: {why}; leave the path empty to get the best there is"
+            )
+
+
+def test_weight_bytes_are_multiples_of_64(shim):
+    for path in ("avx2", "portable", "avx512-tiles"):
+        if runs_here(shim, path):
+            continue
+        dev = Device(shim, "cpu", path, 1)
+        for kind, N, K in ((MATRIX, 33, 7), (TABLE, 3, 5), (VECTOR, 1, 17)):
+            desc = WeightDesc(kind, F32, N, K)
+            size = shim.shim_weight_bytes(dev.handle, C.byref(desc))
+            assert size % 64 == 0 and size >= 4 * N * K
+        dev.close()
