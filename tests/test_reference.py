@@ -22,7 +22,7 @@ LIMIT = 1e-5  # relative, by the norm of the row
 @pytest.fixture(autouse=True)
 def say_the_seed():
     print(f"FIRESTEEL_TEST_SEED={SEED}")
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # these models are small
 
 
 def reference(folder, rows):
@@ -117,7 +117,7 @@ def compare_with_sentence_transformers(folder, rows, **options):
 def test_minilm(minilm):
     with open(os.path.join(minilm, "vocab.txt"), encoding="utf-8") as file:
         words = [line.strip() for line in file if line.strip().isalpha()]
-    compare_with_sentence_transformers(minilm, texts(60, 120, words))
+    compare_with_sentence_transformers(minilm, texts(40, 120, words))
 
 
 SENTENCES = {
@@ -144,17 +144,17 @@ SENTENCES = {
 @pytest.mark.parametrize("case", SENTENCES)
 def test_folders_of_sentence_transformers(case, tmp_path):
     folder = tiny.write(tmp_path / "model", seed=SEED, sentence=SENTENCES[case])
-    compare_with_sentence_transformers(folder, texts(30, 30, tiny.WORDS))
+    compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS))
 
 
 @pytest.mark.parametrize("options", [{"prompt": "parse: "}, {"dimensions": 17}], ids=str)
 def test_options_of_sentence_transformers(options, tmp_path):
     folder = tiny.write(tmp_path / "model", seed=SEED, sentence={"normalize": False})
-    compare_with_sentence_transformers(folder, texts(30, 30, tiny.WORDS), **options)
+    compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS), **options)
 
 
 def test_a_bare_folder_is_pooled_as_sentence_transformers_does(tmp_path):
-    compare_with_sentence_transformers(tiny.write(tmp_path / "model", seed=SEED), texts(30, 30, tiny.WORDS))
+    compare_with_sentence_transformers(tiny.write(tmp_path / "model", seed=SEED), texts(24, 30, tiny.WORDS))
 
 
 def test_a_folder_that_sentence_transformers_saved(minilm, tmp_path):

@@ -12,7 +12,7 @@
 typedef struct fs_arch fs_arch;
 
 /* The widest head that attention takes on every backend: a tile of its keys and values must fit a thread's scratch. */
-#define FS_MAX_HEAD_WIDTH 512
+#define FS_MAX_HEAD_WIDTH 256
 
 /* What any architecture may need of its config; keys fill it by offset. */
 typedef struct {

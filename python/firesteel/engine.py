@@ -368,7 +368,7 @@ class Pending:
 
     def cancel(self) -> None:
         """Takes what has not run out of the queue; afterwards nothing writes to the result any more."""
-        for part in self._parts:
+        for part in reversed(self._parts):  # a job waits for its batches that run; cancelled later, it would start more
             part.job.cancel()
 
     def _submit(self, core: _core.Engine, begin: int, end: int, window: _Window, options: Mapping[str, object]) -> None:

@@ -1,8 +1,8 @@
 /* ops_shim.c - any backend's ops behind plain entry points, for tests/test_ops.py (ctypes).
  *
- * Built by that test into a shared library with csrc/base and csrc/backends. A shim is one device with one queue; every call
- * waits for what it has enqueued. Functions return an fs_status; the sentence is shim_error(). The path "avx512-tiles" is
- * that of AVX-512 with its tiles compiled over AVX2's registers, and exists only here. */
+ * Built by that test into a shared library with csrc/base and csrc/backends. A shim is one device with one queue; every
+ * call waits for what it has enqueued. Functions return an fs_status; the sentence is shim_error(). The path
+ * "avx512-tiles" is that of AVX-512 with its tiles compiled over AVX2's registers, and exists only here. */
 #include "backends/backend.h"
 #include "backends/collectives.h"
 #include "backends/cpu/cpu.h"
@@ -81,7 +81,9 @@ static int waited(shim *s, fs_status st) {
     return st;
 }
 
-SHIM int shim_alloc(shim *s, size_t bytes, fs_memory *out) { return backend(s)->alloc(s->device, FS_WORKSPACE, bytes, out); }
+SHIM int shim_alloc(shim *s, size_t bytes, fs_memory *out) {
+    return backend(s)->alloc(s->device, FS_WORKSPACE, bytes, out);
+}
 SHIM void shim_release(shim *s, fs_memory *m) { backend(s)->release(s->device, m); }
 
 /* The measure backend's memory is addresses only. */
@@ -110,8 +112,8 @@ done:
 }
 
 /* Fills in pieces of `piece` rows, the last piece first. */
-SHIM int shim_weight(shim *s, const fs_weight_desc *desc, const char *data, size_t stride, fs_dtype dtype, int64_t piece,
-                     fs_weight *out, fs_memory *memory) {
+SHIM int shim_weight(shim *s, const fs_weight_desc *desc, const char *data, size_t stride, fs_dtype dtype,
+                     int64_t piece, fs_weight *out, fs_memory *memory) {
     FS_TRY(backend(s)->alloc(s->device, FS_WEIGHTS, backend(s)->weight_bytes(s->device, desc), memory));
     FS_TRY(backend(s)->weight_begin(s->device, out, desc, memory->at));
     for (int64_t end = desc->N; end > 0; end -= piece) {

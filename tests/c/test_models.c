@@ -261,10 +261,10 @@ static void other_combinations(void) {
     tiny_int(&t, "num_attention_heads", 5);
     mathematics_that_is_not_ours_is_refused(&t, "hidden_size = 16 cannot be cut into num_attention_heads = 5 heads");
     tiny_int(&t, "num_attention_heads", 1);
-    tiny_int(&t, "hidden_size", 512);
+    tiny_int(&t, "hidden_size", 256);
     CHECK_OK(fs_settings_read(&set, &t.c, "auto"));
-    tiny_int(&t, "hidden_size", 513);
-    mathematics_that_is_not_ours_is_refused(&t, "hidden_size / num_attention_heads = 513; heads of at most 512");
+    tiny_int(&t, "hidden_size", 257);
+    mathematics_that_is_not_ours_is_refused(&t, "hidden_size / num_attention_heads = 257; heads of at most 256");
     tiny_int(&t, "hidden_size", 16);
     tiny_int(&t, "num_attention_heads", 4);
     tiny_number(&t, "layer_norm_eps", 0);

@@ -1,9 +1,10 @@
 /* kernels.h - one table of kernels per path: avx512, avx2, portable.
  *
- * A kernel computes one chunk on the calling thread: no threads, no allocation, no state beyond its arguments. The three
- * tables are one set of sources (kernels/NAME.inc) compiled over three versions of simd.h, whose vector is always 16 floats: two AVX2
- * registers, one AVX-512 register, or an array. Every sum over a row is 16 lanes wide with one fixed tree, and every
- * product is one chain of fused multiply-adds in the order of k, so avx2 and avx512 give the same bits. */
+ * A kernel computes one chunk on the calling thread: no threads, no allocation, no state beyond its arguments. The
+ * three tables are one set of sources (kernels/NAME.inc) compiled over three versions of simd.h, whose vector is always
+ * 16 floats: two AVX2 registers, one AVX-512 register, or four vectors of four. Every sum over a row is 16 lanes wide
+ * with one fixed tree, and every product is one chain of fused multiply-adds in the order of k, so avx2 and avx512 give
+ * the same bits. */
 #ifndef FS_CPU_KERNELS_H
 #define FS_CPU_KERNELS_H
 
@@ -63,7 +64,7 @@ extern const fs_kernels fs_kernels_portable;
 extern const fs_kernels *const fs_cpu_paths[];
 /* NULL when this CPU and kernel can run the path, else why not ("this CPU has no AVX-512F"). */
 const char *fs_cpu_path_missing(const fs_kernels *path);
-/* By name, or the best when name is NULL or "". FS_CONFIG names what there is; FS_DEVICE says why it cannot run here. */
+/* By name, or the best when name is NULL or "". FS_CONFIG names what there is; FS_DEVICE says why it cannot run. */
 fs_status fs_cpu_path_find(const char *name, const fs_kernels **out);
 
 #endif

@@ -2,7 +2,7 @@
 #include "backends/collectives.h"
 #include "backends/cpu/ops_inside.h"
 
-enum { SHARE_FROM = 200000 };
+enum { SHARE_FROM = 200000 }; /* about what handing over costs, in multiply-adds */
 
 void fs_cpu_share(fs_cpu_device *d, fs_chunk run, void *context, int64_t chunks, int64_t work) {
     if (work >= SHARE_FROM) {

@@ -3,8 +3,8 @@
  *   tokens   0         64        128       192         a chunk does the query blocks that BEGIN in its tokens;
  *   rows     |--a--|-b-|----c----+----|-d-|----...     a sequence's blocks begin every QUERIES tokens from its start
  *
- * So a short sequence is done whole, its keys packed once, and a long one by several chunks. A query row's bits depend on
- * neither border. */
+ * So a short sequence is done whole, its keys packed once, and a long one by several chunks. A query row's bits
+ * depend on neither border. */
 #include "backends/cpu/ops_inside.h"
 
 enum { TOKENS = 64, QUERIES = 128 };
@@ -72,8 +72,10 @@ fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view 
         !fs_cpu_same_shape(v, y) || y.dtype != FS_F32 || q.dtype != FS_F32 || k.dtype != FS_F32 || v.dtype != FS_F32)
         return fs_cpu_misfit(s, "attention", q, y);
     if (y.cols / heads > FS_HEAD_WIDTH)
-        return fs_fail(FS_CONFIG, "%s: heads of %lld numbers are wider than the %d that attention is made for; "
-                       "use a checkpoint with narrower heads", s->device->name, (long long)(y.cols / heads), FS_HEAD_WIDTH);
+        return fs_fail(FS_CONFIG,
+                       "%s: heads of %lld numbers are wider than the %d that attention is made for; "
+                       "use a checkpoint with narrower heads",
+                       s->device->name, (long long)(y.cols / heads), FS_HEAD_WIDTH);
     if (y.rows == 0) return FS_OK;
     attention a = { .y = y.at,
                     .q = q.at,

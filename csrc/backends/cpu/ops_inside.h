@@ -30,8 +30,7 @@ static inline int fs_cpu_is_vector(const fs_weight *w, int64_t width) {
     return w->desc.kind == FS_VECTOR && w->desc.N == 1 && w->desc.K == width;
 }
 
-/* Runs every chunk, on the pool when the work (multiply-adds, or what takes as long) is worth waking a thread: handing over
- * costs about as much as 200,000 of them. */
+/* Runs every chunk, on the pool when the work (multiply-adds, or what takes as long) is worth waking a thread for. */
 void fs_cpu_share(fs_cpu_device *d, fs_chunk run, void *context, int64_t chunks, int64_t work);
 
 #endif

@@ -15,8 +15,7 @@ static void run_chunk(void *context, int64_t chunk, int thread) {
     int64_t r = chunk / c->panel_cuts, p = chunk % c->panel_cuts;
     int64_t row = c->product->T * r / c->row_cuts, panel = c->panels * p / c->panel_cuts;
     c->device->kernels->product(c->product, row, c->product->T * (r + 1) / c->row_cuts - row, panel,
-                                c->panels * (p + 1) / c->panel_cuts - panel,
-                                fs_pool_scratch(c->device->pool, thread));
+                                c->panels * (p + 1) / c->panel_cuts - panel, fs_pool_scratch(c->device->pool, thread));
 }
 
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }

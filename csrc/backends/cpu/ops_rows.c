@@ -87,7 +87,8 @@ fs_status fs_cpu_gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
     return enqueue_gather(s, "gather", y, y, tables, n, NULL, NULL, 0);
 }
 
-fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta,
+                            float eps) {
     return enqueue_gather(s, "layer_norm", y, x, NULL, 0, gamma, beta, eps);
 }
 

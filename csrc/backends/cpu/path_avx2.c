@@ -13,12 +13,12 @@
 #endif
 
 #define FS_SIMD_AVX2
-#define FS_PATH fs_kernels_avx2
-#define FS_PATH_NAME "avx2"
-#define FS_TILE_ROWS 6
-#define FS_PANEL_VECTORS 1
-#define FS_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
-#define FS_FEW_ROWS 3
+#define FS_PATH             fs_kernels_avx2
+#define FS_PATH_NAME        "avx2"
+#define FS_TILE_ROWS        6
+#define FS_PANEL_VECTORS    1
+#define FS_EACH_ROWS(X)     X(1) X(2) X(3) X(4) X(5) X(6)
+#define FS_FEW_ROWS         3
 #define FS_EACH_FEW_ROWS(X) X(1) X(2) X(3)
 
 #include "backends/cpu/kernels/table.inc"

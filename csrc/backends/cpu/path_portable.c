@@ -4,18 +4,18 @@
  * multiply-add is one rounding where the machine has it as an instruction, else two. */
 #include "backends/cpu/kernels.h"
 
-#define FS_PATH fs_kernels_portable
-#define FS_PATH_NAME "portable"
+#define FS_PATH          fs_kernels_portable
+#define FS_PATH_NAME     "portable"
 #define FS_PANEL_VECTORS 1
 #if defined(__aarch64__)
-#define FS_TILE_ROWS 4
-#define FS_EACH_ROWS(X) X(1) X(2) X(3) X(4)
-#define FS_FEW_ROWS 2
+#define FS_TILE_ROWS        4
+#define FS_EACH_ROWS(X)     X(1) X(2) X(3) X(4)
+#define FS_FEW_ROWS         2
 #define FS_EACH_FEW_ROWS(X) X(1) X(2)
 #else
-#define FS_TILE_ROWS 2
-#define FS_EACH_ROWS(X) X(1) X(2)
-#define FS_FEW_ROWS 1
+#define FS_TILE_ROWS        2
+#define FS_EACH_ROWS(X)     X(1) X(2)
+#define FS_FEW_ROWS         1
 #define FS_EACH_FEW_ROWS(X) X(1)
 #endif
 

@@ -16,7 +16,8 @@ const fs_kernels *const fs_cpu_paths[] = {
 
 #include <cpuid.h>
 
-/* What the CPU can do and the operating system saves on a task switch (XCR0: 2 SSE, 4 AVX, 0xe0 the three parts of AVX-512). */
+/* What the CPU can do, and what the operating system saves on a task switch (XCR0: 2 SSE, 4 AVX, 0xe0 the three parts
+ * of AVX-512). */
 typedef struct {
     int avx2, fma, avx512f;
     unsigned saved;
@@ -61,7 +62,8 @@ fs_status fs_cpu_path_find(const char *name, const fs_kernels **out) {
         const char *missing = fs_cpu_path_missing(fs_cpu_paths[i]);
         if (name && *name ? !strcmp(name, fs_cpu_paths[i]->name) : !missing) {
             if (missing)
-                return fs_fail(FS_DEVICE, "the CPU path %s cannot run here: %s; leave the path empty to get the best there is",
+                return fs_fail(FS_DEVICE,
+                               "the CPU path %s cannot run here: %s; leave the path empty to get the best there is",
                                name, missing);
             *out = fs_cpu_paths[i];
             return FS_OK;

@@ -1,11 +1,17 @@
 /* simd.h - v16, a vector of sixteen floats, and the few things kernels do with it.
  *
- * Included by one path_*.c each, which says first what a v16 is: FS_SIMD_AVX512 (one register), FS_SIMD_AVX2 (two), or
- * neither (four vectors of four, which gcc and clang turn into SSE2, NEON or plain C). The kernel sources see only these
- * functions. Rounding is the same everywhere but in v16_fma, where a machine without the instruction rounds twice; so avx2 and
- * avx512 agree in every bit, and horizontal sums go by one tree: lanes 8 apart, then 4, 2, 1.
+ * Included by each path_*.c, which says first what a v16 is: FS_SIMD_AVX512 (one register), FS_SIMD_AVX2 (two), or
+ * neither (four vectors of four, which gcc and clang turn into SSE2, NEON or plain C). Kernel sources see only these
+ * functions. Rounding is the same everywhere but in v16_fma, where a machine without the instruction rounds twice; so
+ * avx2 and avx512 agree in every bit, and horizontal sums go by one tree: lanes 8 apart, then 4, 2, 1.
  *
- * min and max return b when either side is NaN. `n` counts lanes, 0 ... 16; lanes past it are neither read nor written. */
+ *     load, store, set1, add, sub, mul, div      as they say
+ *     load_n, store_n (n lanes, 0 ... 16)        lanes from n on are neither read nor written; loaded, they are zero
+ *     head(v, n, rest)                           n lanes of v, then those of rest
+ *     fma(a, b, c)                               a * b + c
+ *     max, min(a, b)                             b where either is NaN
+ *     scale2(v, t)                               v * 2^n, where t = n + 1.5 * 2^23 has n in its low bits
+ *     sum, top                                   over the lanes */
 
 #include <stdint.h>
 #include <string.h>
@@ -156,11 +162,10 @@ typedef struct {
 #define FS_CHOOSE(mask, yes, no) ((fs_v4)(((fs_i4)(yes) & (mask)) | ((fs_i4)(no) & ~(mask))))
 FS_EACH(v16_add, x + y)
 FS_EACH(v16_sub, x - y)
-FS_EACH(v16_mul, x * y)
+FS_EACH(v16_mul, (x) * (y))
 FS_EACH(v16_div, x / y)
 FS_EACH(v16_max, FS_CHOOSE(x > y, x, y))
 FS_EACH(v16_min, FS_CHOOSE(x < y, x, y))
-/* v * 2^n, where t = n + 1.5 * 2^23: n stands in the low bits of t and is moved to the exponent */
 FS_EACH(v16_scale2, (fs_v4)((fs_i4)x + ((fs_i4)y << 23)))
 #undef FS_EACH
 
@@ -194,8 +199,8 @@ FS_INLINE fs_v4 fs_fma4(fs_v4 x, fs_v4 y, fs_v4 z) {
 #endif
 }
 FS_INLINE v16 v16_fma(v16 x, v16 y, v16 z) {
-    return (v16){ { fs_fma4(x.q[0], y.q[0], z.q[0]), fs_fma4(x.q[1], y.q[1], z.q[1]),
-                    fs_fma4(x.q[2], y.q[2], z.q[2]), fs_fma4(x.q[3], y.q[3], z.q[3]) } };
+    return (v16){ { fs_fma4(x.q[0], y.q[0], z.q[0]), fs_fma4(x.q[1], y.q[1], z.q[1]), fs_fma4(x.q[2], y.q[2], z.q[2]),
+                    fs_fma4(x.q[3], y.q[3], z.q[3]) } };
 }
 FS_INLINE float v16_sum(v16 v) {
     fs_v4 s = (v.q[0] + v.q[2]) + (v.q[1] + v.q[3]);

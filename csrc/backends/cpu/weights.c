@@ -4,7 +4,8 @@
  *     TABLE    rows as they are, [N][K]
  *     VECTOR   K floats, then zeros up to 16
  *
- * Rows come from a file's bytes, at any address and in any float type: they pass through a small buffer on the stack. */
+ * Rows come from a file's bytes, at any address and in any float type: they pass through a small buffer on the
+ * stack. */
 #include "backends/cpu/cpu.h"
 #include "base/half.h"
 
@@ -28,8 +29,10 @@ fs_status fs_cpu_weight_begin(fs_device *d, fs_weight *w, const fs_weight_desc *
                        fs_dtype_name(desc->dtype));
     if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
         (desc->kind == FS_VECTOR && desc->N != 1))
-        return fs_fail(FS_CHECKPOINT, "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
-                       "a vector has one row", (long long)desc->N, (long long)desc->K, INT32_MAX);
+        return fs_fail(FS_CHECKPOINT,
+                       "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
+                       "a vector has one row",
+                       (long long)desc->N, (long long)desc->K, INT32_MAX);
     *w = (fs_weight){ .desc = *desc, .at = slab_at };
     /* What no row will write: lanes past N in the last panel, floats past K of a vector. */
     int64_t panel = fs_cpu(d)->kernels->panel, all = floats(fs_cpu(d), desc), from = all;

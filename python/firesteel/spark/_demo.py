@@ -116,15 +116,20 @@ def _session() -> SparkSession:
 def _embed(spark: SparkSession, job: Job, documented: list[tuple[str, str]], path: str) -> None:
     from ._udf import ColumnFunction
 
-    parts = max(1, min(len(documented), PARTITIONS * spark.sparkContext.defaultParallelism))
-    rows = spark.sparkContext.parallelize(documented, parts)
-    table = spark.createDataFrame(rows, "name string, text string")
+    def table(rows: list[tuple[str, str]], parts: int) -> DataFrame:
+        df = spark.createDataFrame(spark.sparkContext.parallelize(rows, parts), "name string, text string")
+        return df.withColumn("vector", vectors("text"))
+
     vectors = ColumnFunction(job)
+    workers = spark.sparkContext.defaultParallelism
     start = perf_counter()
-    _watch(spark, table.withColumn("vector", vectors("text")), path, len(documented), parts)
-    seconds = perf_counter() - start
-    speed = len(documented) / seconds
-    print(f"{len(documented)} rows in {seconds:.1f} s: {speed:.0f} rows/s, the start of the workers included")
+    table([("", "")] * workers, workers).collect()
+    loaded = perf_counter()
+    print(f"{workers} workers started and loaded the model in {loaded - start:.1f} s", flush=True)
+    parts = max(1, min(len(documented), PARTITIONS * workers))
+    _watch(spark, table(documented, parts), path, len(documented), parts)
+    seconds = perf_counter() - loaded
+    print(f"{len(documented)} rows in {seconds:.1f} s: {len(documented) / seconds:.0f} rows/s")
 
 
 def _watch(spark: SparkSession, table: DataFrame, path: str, rows: int, parts: int) -> None:
@@ -147,7 +152,8 @@ def _watch(spark: SparkSession, table: DataFrame, path: str, rows: int, parts: i
             job.join(0.1)
             stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
             done = sum(stage.numCompletedTasks for stage in stages if stage is not None and stage.numTasks == parts)
-            bar.update(max(0, rows * done // parts - bar.n))
+            if (more := rows * done // parts - bar.n) > 0:
+                bar.update(more)
         if not failures:
             bar.update(rows - bar.n)
     if failures:

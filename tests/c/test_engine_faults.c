@@ -1,0 +1,365 @@
+/* The engine when things go wrong or end early: cancel, close, a fork, a full inbox, ops, ranks and memory that fail. */
+#include "engine_kit.h"
+
+#include "backends/cpu/cpu.h"
+
+#include <sys/wait.h>
+#include <time.h>
+
+/* A gate in front of the first op, to catch the engine at work. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t turned;
+    int held, inside;
+    fs_ops original;
+} gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .turned = PTHREAD_COND_INITIALIZER };
+
+static fs_status gated(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
+                       const fs_weight *beta, float eps) {
+    pthread_mutex_lock(&gate.lock);
+    gate.inside++;
+    pthread_cond_broadcast(&gate.turned);
+    while (gate.held) pthread_cond_wait(&gate.turned, &gate.lock);
+    gate.inside--;
+    pthread_mutex_unlock(&gate.lock);
+    return gate.original.gather_norm(s, y, tables, n, gamma, beta, eps);
+}
+
+static void gate_set(int held) {
+    pthread_mutex_lock(&gate.lock);
+    gate.held = held;
+    pthread_cond_broadcast(&gate.turned);
+    pthread_mutex_unlock(&gate.lock);
+}
+
+static void gate_put(fs_engine *e) {
+    gate.original = e->replicas[0].stages[0].ops;
+    e->replicas[0].stages[0].ops.gather_norm = gated;
+    gate_set(1);
+}
+
+static void gate_await(void) {
+    pthread_mutex_lock(&gate.lock);
+    while (!gate.inside) pthread_cond_wait(&gate.turned, &gate.lock);
+    pthread_mutex_unlock(&gate.lock);
+}
+
+static void nap(double seconds) {
+    struct timespec t = { .tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9) };
+    nanosleep(&t, NULL);
+}
+
+static void *open_gate_later(void *none) {
+    nap(0.03);
+    gate_set(0);
+    return none;
+}
+
+static void cancel_in_mid_run(void) {
+    static request q, same, rest, after;
+    pthread_t opener;
+    int done;
+    start();
+    const setup s = { .threads = 1, .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } };
+    fs_engine *e = opened(&model, &s);
+    gate_put(e);
+    make_rows(&q, 5, ROWS);
+    make_rows(&same, 5, ROWS); /* follows q's rows: must lead when q goes */
+    make_rows(&rest, 5, ROWS);
+    fs_job *a = submit(e, &q, &MEAN);
+    gate_await();
+    fs_job *b = submit(e, &same, &MEAN), *c = submit(e, &rest, &MEAN);
+    nap(0.01); /* the scheduler admits them */
+    CHECK_OK(fs_job_wait(a, 0.01, &done));
+    CHECK_INT(done, 0);
+    pthread_create(&opener, NULL, open_gate_later, NULL);
+    fs_job_cancel(a);
+    after = q; /* from here on q's memory is the caller's again */
+    memset(q.ids, 0xff, sizeof q.ids);
+    CHECK_FAILS(fs_job_wait(a, -1, &done), FS_CANCELLED, "cancelled");
+    CHECK_FAILS(fs_job_wait(a, -1, &done), FS_CANCELLED, "cancelled");
+    fs_job_cancel(c);
+    CHECK_OK(fs_job_wait(b, -1, &done));
+    check_same(&same, &reference_rows, &MEAN, "after its leader was cancelled");
+    CHECK(!memcmp(after.out, q.out, sizeof q.out));
+    pthread_join(opener, NULL);
+    fs_job_cancel(b); /* finished: nothing happens */
+    CHECK_OK(fs_job_wait(b, 0, &done));
+    fs_job_free(a);
+    fs_job_free(b);
+    fs_job_free(c);
+    CHECK_INT(fs_engine_stats_read(e).queued_rows, 0);
+    run(e, &same, &MEAN);
+    check_same(&same, &reference_rows, &MEAN, "after a cancel");
+    fs_engine_close(e);
+    end();
+}
+
+static void close_with_running_jobs(void) {
+    static request q[3];
+    pthread_t opener;
+    fs_job *jobs[3];
+    int done;
+    start();
+    const setup s = { .threads = 2, .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } };
+    fs_engine *e = opened(&model, &s);
+    gate_put(e);
+    for (int i = 0; i < 3; i++) {
+        make_rows(&q[i], 5 + (uint64_t)(i / 2), ROWS);
+        jobs[i] = submit(e, &q[i], &MEAN);
+    }
+    gate_await();
+    pthread_create(&opener, NULL, open_gate_later, NULL);
+    fs_engine_close(e);
+    pthread_join(opener, NULL);
+    for (int i = 0; i < 3; i++) {
+        CHECK_FAILS(fs_job_wait(jobs[i], -1, &done), FS_CANCELLED, "closed");
+        CHECK_INT(done, 1);
+        fs_job_free(jobs[i]); /* after close: allowed in fact */
+    }
+    end();
+}
+
+static void wrong_options(void) {
+    fs_engine *e;
+    start();
+    const setup two = { .devices = { "cpu:0", "cpu:1" }, .device_count = 2 };
+    CHECK_FAILS(open_as(&e, &model, &two), FS_CONFIG, "2 devices");
+    CHECK(e == NULL);
+    const setup twice = { .stage_count = 1, .stages = { { 0, 2, 1, { 0 } } } };
+    CHECK_FAILS(open_as(&e, &model, &twice), FS_CONFIG, "the model has 3");
+    const setup slots = { .knobs = { "FIRESTEEL_SLOTS", "0" } };
+    CHECK_FAILS(open_as(&e, &model, &slots), FS_CONFIG, "FIRESTEEL_SLOTS is '0'");
+    const setup tokens = { .knobs = { "FIRESTEEL_BATCH_TOKENS", "many" } };
+    CHECK_FAILS(open_as(&e, &model, &tokens), FS_CONFIG, "FIRESTEEL_BATCH_TOKENS is 'many'");
+    const fs_engine_options narrow = { .max_memory = 1 << 20 };
+    CHECK_FAILS(fs_engine_open(&e, &model.c, &narrow), FS_NO_MEMORY, "MB are missing");
+    end();
+}
+
+typedef struct {
+    fs_engine *engine;
+    uint64_t seed;
+    request q;
+} caller;
+
+static void *submit_one_more(void *arg) {
+    caller *c = arg;
+    fs_request r = as_request(&c->q, &MEAN);
+    fs_job *j = NULL;
+    fs_status st = fs_engine_submit(c->engine, &r, &j);
+    c->seed = (uint64_t)st;
+    fs_job_free(j);
+    return NULL;
+}
+
+static void a_full_inbox_blocks(void) {
+    static request q;
+    static fs_job *jobs[FS_INBOX_JOBS];
+    static caller more[2];
+    pthread_t threads[2], opener;
+    start();
+    const setup s = { .threads = 1 };
+    fs_engine *e = opened(&model, &s);
+    gate_put(e);
+    make_rows(&q, 5, 1);
+    for (int i = 0; i < FS_INBOX_JOBS; i++) jobs[i] = submit(e, &q, &MEAN);
+    for (int i = 0; i < 2; i++) {
+        more[i].engine = e;
+        make_rows(&more[i].q, 6, 1);
+        more[i].seed = 77;
+        pthread_create(&threads[i], NULL, submit_one_more, &more[i]);
+    }
+    nap(0.02);
+    CHECK_INT(fs_engine_stats_read(e).queued_rows <= FS_INBOX_JOBS, 1);
+    pthread_create(&opener, NULL, open_gate_later, NULL);
+    fs_engine_close(e); /* wakes those that wait for room */
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK_INT(more[i].seed, FS_CANCELLED);
+    }
+    pthread_join(opener, NULL);
+    for (int i = 0; i < FS_INBOX_JOBS; i++) fs_job_free(jobs[i]);
+
+    e = opened(&model, &s);
+    gate_put(e);
+    for (int i = 0; i < FS_INBOX_JOBS; i++) jobs[i] = submit(e, &q, &MEAN);
+    more[0].engine = e;
+    pthread_create(&threads[0], NULL, submit_one_more, &more[0]);
+    gate_set(0);
+    pthread_join(threads[0], NULL);
+    CHECK_INT(more[0].seed, FS_OK);
+    for (int i = 0; i < FS_INBOX_JOBS; i++) fs_job_free(jobs[i]);
+    fs_engine_close(e);
+    end();
+}
+
+static void a_fork_is_told(void) {
+    static request q;
+    start();
+    const setup s = { .threads = 2 };
+    fs_engine *e = opened(&model, &s);
+    make_rows(&q, 5, ROWS);
+    fs_job *j = submit(e, &q, &MEAN), *other;
+    int failures = fs_test_failures;
+    pid_t child = fork();
+    if (child == 0) {
+        fs_request r = as_request(&q, &MEAN);
+        int done;
+        alarm(20);
+        CHECK_FAILS(fs_engine_submit(e, &r, &other), FS_DEVICE, "forked from it");
+        CHECK_FAILS(fs_job_wait(j, -1, &done), FS_DEVICE, "forked from it");
+        fs_job_cancel(j);
+        fs_job_free(j);
+        fs_engine_close(e);
+        _exit(fs_test_failures > failures);
+    }
+    int status = -1, done;
+    waitpid(child, &status, 0);
+    CHECK_INT(status, 0);
+    CHECK_OK(fs_job_wait(j, -1, &done));
+    check_same(&q, &reference_rows, &MEAN, "after a fork");
+    fs_job_free(j);
+    fs_engine_close(e);
+    end();
+}
+
+static _Atomic int calls_until_failure;
+static fs_status failure;
+
+static fs_status fail_when_run(fs_cpu_device *d, const void *none) {
+    (void)d;
+    (void)none;
+    return fs_fail(FS_DEVICE, "the device fell off the bus");
+}
+
+/* Fails when enqueued, or, for FS_DEVICE, when it runs. */
+static fs_status failing(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+    if (atomic_fetch_sub(&calls_until_failure, 1) == 1) {
+        if (failure == FS_DEVICE) return fs_cpu_enqueue(s->queue, fail_when_run, "", 1);
+        return fs_fail(failure, "no room for this step");
+    }
+    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+}
+
+static void failing_ops(void) {
+    static request q;
+    int done;
+    start();
+    for (int delay = 0; delay < 2; delay++)
+        for (int stages = 1; stages <= 3; stages += 2)
+            for (int at = 1; at <= 6; at++) {
+                const setup s = {
+                    .devices = { "cpu:0", "cpu:1" },
+                    .device_count = stages > 1 ? 2 : 1,
+                    .stage_count = stages,
+                    .stages = { { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } },
+                    .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_DELAY", delay ? "1" : "0" }
+                };
+                fs_engine *e = opened(&model, &s);
+                gate.original = e->replicas[0].stages[0].ops;
+                for (int k = 0; k < stages; k++) e->replicas[0].stages[k].ops.layer_norm = failing;
+
+                failure = FS_NO_MEMORY; /* of one step: the engine goes on */
+                atomic_store(&calls_until_failure, at);
+                make_rows(&q, 5, ROWS);
+                fs_job *j = submit(e, &q, &MEAN);
+                CHECK_FAILS(fs_job_wait(j, -1, &done), FS_NO_MEMORY, "no room for this step");
+                fs_job_free(j);
+                run(e, &q, &MEAN);
+                check_same(&q, &reference_rows, &MEAN, "after a step that failed");
+
+                failure = FS_DEVICE; /* of the device: it does not */
+                atomic_store(&calls_until_failure, at);
+                j = submit(e, &q, &MEAN);
+                CHECK_FAILS(fs_job_wait(j, -1, &done), FS_DEVICE, "fell off the bus");
+                CHECK(strstr(fs_error_text(), "cpu:"));
+                fs_request r = as_request(&q, &MEAN);
+                fs_job *next = NULL;
+                nap(0.001);
+                CHECK_FAILS(fs_engine_submit(e, &r, &next), FS_DEVICE, "fell off the bus");
+                fs_job_free(j);
+                CHECK_INT(fs_engine_stats_read(e).queued_rows, 0);
+                fs_engine_close(e);
+            }
+    end();
+}
+
+static fs_status stay_away(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+    if (s->rank == 1) return fs_fail(FS_NO_MEMORY, "rank 1 has no room for this step");
+    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+}
+
+/* One rank's step fails; the other waits for it in a sum, for as long as it may. */
+static void a_rank_that_stays_away(void) {
+    static request q;
+    int done;
+    start();
+    const setup s = { .devices = { "cpu:0", "cpu:1" },
+                      .device_count = 2,
+                      .stage_count = 1,
+                      .stages = { { 0, 3, 2, { 0, 1 } } },
+                      .knobs = { "FIRESTEEL_COLLECTIVE_SECONDS", "1" } };
+    fs_engine *e = opened(&model, &s);
+    gate.original = e->replicas[0].stages[0].ops;
+    e->replicas[0].stages[0].ops.layer_norm = stay_away;
+    make_rows(&q, 5, ROWS);
+    fs_job *j = submit(e, &q, &MEAN), *next;
+    CHECK_FAILS(fs_job_wait(j, 30, &done), FS_NO_MEMORY, "rank 1 has no room");
+    fs_job_free(j);
+    const fs_request r = as_request(&q, &MEAN);
+    CHECK_FAILS(fs_engine_submit(e, &r, &next), FS_NO_MEMORY, "rank 1 has no room"); /* the first cause, for good */
+    fs_engine_close(e);
+    end();
+}
+
+static fs_status open_submit_wait(const setup *s, request *q) {
+    fs_status st = FS_OK;
+    fs_engine *e = NULL;
+    fs_job *j = NULL;
+    int done;
+    FS_GO(open_as(&e, &model, s));
+    const fs_request r = as_request(q, &MEAN);
+    FS_GO(fs_engine_submit(e, &r, &j));
+    FS_GO(fs_job_wait(j, -1, &done));
+done:
+    fs_job_free(j);
+    fs_engine_close(e);
+    return st;
+}
+
+static void every_allocation_can_fail(void) {
+    static request q;
+    start();
+    const setup setups[] = {
+        { .threads = 1, .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } },
+        { .devices = { "cpu:0", "cpu:1" },
+          .device_count = 2,
+          .stage_count = 2,
+          .stages = { { 0, 1, 1, { 1 } }, { 1, 3, 2, { 0, 1 } } },
+          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_COLLECTIVE_SECONDS", "1" } },
+    };
+    make_rows(&q, 5, 5);
+    q.ids[0] = -1; /* a row error, too */
+    for (int s = 0; s < 2; s++) {
+        int64_t live = fs_alloc_live();
+        for (int n = 1; n < 3000; n++) {
+            fs_alloc_fail_at(n);
+            fs_status st = open_submit_wait(&setups[s], &q);
+            fs_alloc_fail_at(0);
+            CHECK_INT(fs_alloc_live(), live);
+            if (st == FS_OK) {
+                CHECK(n > 50);
+                break;
+            }
+            if (st != FS_NO_MEMORY)
+                TEST_FAIL("allocation %d of setup %d: status %d, %s", n, s, (int)st, fs_error_text());
+        }
+    }
+    end();
+}
+
+TESTS({ "cancel_in_mid_run", cancel_in_mid_run }, { "close_with_running_jobs", close_with_running_jobs },
+      { "wrong_options", wrong_options }, { "a_full_inbox_blocks", a_full_inbox_blocks },
+      { "a_fork_is_told", a_fork_is_told }, { "failing_ops", failing_ops },
+      { "a_rank_that_stays_away", a_rank_that_stays_away }, { "every_allocation_can_fail", every_allocation_can_fail })
