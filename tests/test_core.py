@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import tiny
-
 from firesteel import Error, RequestError, _core
 from firesteel.checkpoint import Checkpoint
 
@@ -142,9 +141,14 @@ def test_closed_engine_answers_with_a_sentence(arguments):
     job, _ = embed(engine)
     engine.close()
     engine.close()
-    for call in (lambda: embed(engine), engine.stats, engine.fileno, lambda: job.wait(0), lambda: engine.settings):
+    with pytest.raises(RequestError, match="closed"):
+        embed(engine)
+    with pytest.raises(RequestError, match="closed"):
+        job.wait(0)
+    for name in ("stats", "fileno", "settings", "placement", "numerics"):
         with pytest.raises(RequestError, match="closed"):
-            call()
+            value = getattr(engine, name)
+            value()
     job.cancel()
     del engine, job
     gc.collect()

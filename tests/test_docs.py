@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from firesteel import _core
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 Numbers are compared with transformers elsewhere (test_golden.py, test_reference.py)."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -497,9 +496,8 @@ print(len(os.listdir("/proc/self/task")), sorted(heavy), strange)
     assert [threads] == alone and rest == ["[]", "[]"]
 
 
-@pytest.mark.slow
-def test_cold_start_and_memory_of_minilm(minilm):
-    """Process start to first vector under half a second with a warm page cache; peak memory under 3x the weights."""
+def test_memory_of_a_first_embedding(minilm):
+    """Peak memory of a process that embeds one row stays under 3x the weights (its time: benchmarks/start.py)."""
     code = """
 import sys
 import firesteel
@@ -507,15 +505,6 @@ with firesteel.Engine(sys.argv[1], threads=2) as engine:
     engine.embed(["hello world"])
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
 """
-    wall, cpu, peak = [], [], []
-    while len(wall) < 10 and not (wall and min(wall) < 0.5):  # other work on the machine only ever adds
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        (kilobytes,) = fresh(code, minilm)
-        wall.append(time.monotonic() - began)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        peak.append(int(kilobytes) * 1024)
-    assert min(cpu) < 0.5, cpu
-    busy = os.getloadavg()[0] > len(os.sched_getaffinity(0))  # then the clock says nothing about us
-    assert busy or min(wall) < 0.5, wall
-    assert max(peak) < 3 * os.path.getsize(os.path.join(minilm, "model.safetensors")), peak
+    (kilobytes,) = fresh(code, minilm)
+    weights = os.path.getsize(os.path.join(minilm, "model.safetensors"))
+    assert int(kilobytes) * 1024 < 3 * weights, f"{kilobytes} kB at the peak for {weights // 1024} kB of weights"

@@ -1,10 +1,10 @@
 /* batch.c - a batch's way through the stages, and its results' way to the jobs.
  *
- *   start -> [stage 0: a slot, a work item to each rank's driver] -> enqueued -> [stage 1 ...] -> all parts waited for -> land
+ *   start -> [stage 0: a slot, work for each rank] -> enqueued -> [stage 1 ...] -> all parts waited for -> land
  *
- * A slot is held by each rank until its step is done, by each rank of the next stage until the carry has been copied, and
- * by the batch itself until it has moved on (to the next stage, or its results to the jobs). A batch that failed in one
- * stage is not given to the next. */
+ * A slot is held by each rank until its step is done, by each rank of the next stage until the carry has been copied,
+ * and by the batch itself until it has moved on (to the next stage, or its results to the jobs). A batch that failed in
+ * one stage is not given to the next. */
 #include "engine/internal.h"
 
 #include <string.h>

@@ -3,9 +3,9 @@
  *   fifo --enqueue--> flight --wait--> results land
  *
  * An event cannot be asked whether it is done, so the driver learns which kind of device it has. Where the last wait
- * blocked, work runs behind the host's back: then what is in the fifo is enqueued before the next wait, so that the device
- * never runs dry. Where it did not (a CPU runs a step while it is enqueued), waiting first costs nothing and hands out
- * results a batch earlier. */
+ * blocked, work runs behind the host's back: then what is in the fifo is enqueued before the next wait, so that the
+ * device never runs dry. Where it did not (a CPU runs a step while it is enqueued), waiting first costs nothing and
+ * hands out results a batch earlier. */
 #include "engine/internal.h"
 
 #include <stdio.h>

@@ -4,8 +4,9 @@
  *                              ^                                                                |
  *                              '---------------- rows done, slot free -------------------------'
  *
- * A job is a set of rows with one task; its rows may travel in several batches, mixed with rows of other jobs of the same
- * task. Results are written straight into the job's `out`. A job that finishes is announced on the engine's eventfd.
+ * A job is a set of rows with one task; its rows may travel in several batches, mixed with rows of other jobs of the
+ * same task. Results are written straight into the job's `out`. A job that finishes is announced on the engine's
+ * eventfd.
  *
  * Thread-safe throughout. Lock order: engine, then job; no lock is held while a device works. After a fork the child's
  * engine answers FS_DEVICE to everything but close, which then only forgets it. */
@@ -51,14 +52,15 @@ typedef struct {
     char text[240];
 } fs_row_error;
 
-/* Checks the rows and queues them. Wrong offsets or parameters: FS_REQUEST. A wrong row (an id outside the vocabulary, too many
- * tokens, none at all for embed) is a row error of the job, the others are computed. Blocks while the inbox is full. */
+/* Checks the rows and queues them. Wrong offsets or parameters: FS_REQUEST. A wrong row (an id outside the vocabulary,
+ * too many tokens, none at all for embed) is a row error of the job, the others are computed. Blocks while the inbox is
+ * full. */
 fs_status fs_engine_submit(fs_engine *e, const fs_request *r, fs_job **out);
 /* FS_OK and *done = 0 when the time (seconds, < 0: no limit) ran out. A failed job returns its failure, each time. */
 fs_status fs_job_wait(fs_job *j, double seconds, int *done);
 /* A finished job's row errors, ordered by row; borrowed from the job. */
 int64_t fs_job_errors(fs_job *j, const fs_row_error **out);
-/* When it returns, nothing of the job is touched any more; wait then answers FS_CANCELLED unless the job had finished. */
+/* When it returns, nothing of the job is touched any more; wait then answers FS_CANCELLED unless it had finished. */
 void fs_job_cancel(fs_job *j);
 void fs_job_free(fs_job *j); /* cancels; NULL is fine; before or after fs_engine_close */
 

@@ -81,8 +81,8 @@ struct fs_job {
 };
 TAILQ_HEAD(fs_job_list, fs_job);
 
-/* Host and device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], at places that
- * depend on the limits only. */
+/* Host or device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], at places
+ * that depend on the limits only. */
 typedef struct {
     int32_t *offsets, *ids, *positions;
 } fs_block;

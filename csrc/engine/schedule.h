@@ -1,4 +1,4 @@
-/* schedule.h - which rows go into the next batch. Pure: no clock, no device, no memory; the same queue gives the same batch.
+/* schedule.h - which rows go into the next batch. Pure: no clock, device or memory; the same queue, the same batch.
  *
  * Jobs are served in turn of arrival, so results come back roughly in order; inside a job rows are taken by
  * length, longest first, so that the work of a batch is even. Only rows of the same task share a batch. */

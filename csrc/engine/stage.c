@@ -1,7 +1,7 @@
-/* stage.c - what a stage is made of: shards of weights, queues, and for each slot an arena and the blocks it is fed from.
+/* stage.c - what a stage is made of: shards of weights, queues, and for each slot an arena and the blocks that feed it.
  *
- * Sizes come from the limits alone (a dry run on the measure backend at the largest batch), so they are known, and checked
- * against the devices' budgets, before anything is loaded. */
+ * Sizes come from the limits alone (a dry run on the measure backend at the largest batch), so they are known, and
+ * checked against the devices' budgets, before anything is loaded. */
 #include "base/alloc.h"
 #include "engine/internal.h"
 

@@ -31,7 +31,7 @@ static void arguments_clear(open_arguments *a) {
 }
 
 static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "config", "tensors",    "files",    "name", "devices", "dtype",
+    static char *names[] = { "config",  "tensors",    "files",    "name", "devices", "dtype",
                              "threads", "max_memory", "cpu_path", "plan", NULL };
     PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None;
     const char *name = "", *dtype = "auto", *cpu_path = NULL;
@@ -50,7 +50,8 @@ static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
         return -1;
     }
     if (fs_py_checkpoint_from(&a->checkpoint, config, tensors, files, name) < 0) return -1;
-    if (devices && fs_py_strings_from(&a->devices, &a->options.device_count, devices, "devices", a->checkpoint.keep) < 0)
+    if (devices &&
+        fs_py_strings_from(&a->devices, &a->options.device_count, devices, "devices", a->checkpoint.keep) < 0)
         return -1;
     if (plan != Py_None && fs_py_stages_from(&a->stages, &a->options.stage_count, plan) < 0) return -1;
     a->options.devices = a->devices;
@@ -119,12 +120,13 @@ static void engine_dealloc(PyObject *object) {
     Py_DECREF((PyObject *)type);
 }
 
-PyDoc_STRVAR(submit_doc,
-             "submit(ids, offsets, out, *, task, pooling=(), normalize=False, dimensions=0)\n--\n\n"
-             "Queues rows and returns a Job at once.\n\n"
-             "ids: int32 [T], the rows' token ids one after the other. offsets: int64 [rows + 1] from 0 to T.\n"
-             "out: float32, written in place: [rows, width] for task 'embed', [T, D] for 'hidden_states'. All three must\n"
-             "not change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError.");
+PyDoc_STRVAR(
+    submit_doc,
+    "submit(ids, offsets, out, *, task, pooling=(), normalize=False, dimensions=0)\n--\n\n"
+    "Queues rows and returns a Job at once.\n\n"
+    "ids: int32 [T], the rows' token ids one after the other. offsets: int64 [rows + 1] from 0 to T.\n"
+    "out: float32, written in place: [rows, width] for task 'embed', [T, D] for 'hidden_states'. All three must\n"
+    "not change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError.");
 
 static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "ids", "offsets", "out", "task", "pooling", "normalize", "dimensions", NULL };
@@ -138,8 +140,8 @@ static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwarg
     fs_request request = { 0 };
     fs_job *job = NULL;
     fs_status st;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOpL", names, &ids, &offsets, &out, &task, &pooling, &normalize,
-                                     &dimensions))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOpL", names, &ids, &offsets, &out, &task, &pooling,
+                                     &normalize, &dimensions))
         return NULL;
     if (!task) {
         PyErr_SetString(PyExc_TypeError, "submit needs task='embed' or task='hidden_states'");
@@ -194,9 +196,10 @@ static PyObject *device_stats(fs_py_state *state, fs_engine *engine, int device)
                          (Py_ssize_t)d.used[FS_WORKSPACE], "staging", (Py_ssize_t)d.used[FS_STAGING]);
 }
 
-PyDoc_STRVAR(stats_doc, "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
-                        "queued_rows, open_seconds,\nand for each of `devices` its bytes by use and the seconds its "
-                        "threads were busy.");
+PyDoc_STRVAR(stats_doc,
+             "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
+             "queued_rows, open_seconds,\nand for each of `devices` its bytes by use and the seconds its "
+             "threads were busy.");
 
 static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     fs_py_engine *self = (fs_py_engine *)object;
@@ -222,11 +225,11 @@ static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
     fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
     if (fs_py_engine_enter(state, self) < 0) return NULL;
     const fs_settings *s = fs_engine_settings(self->engine);
-    PyObject *result = Py_BuildValue(
-        "{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d}", "model_type", s->arch->model_type, "dtype", fs_dtype_name(s->dtype),
-        "layers", (long long)s->L, "width", (long long)s->D, "heads", (long long)s->H, "head_width", (long long)s->E,
-        "inner_width", (long long)s->F, "vocabulary", (long long)s->V, "positions", (long long)s->P, "eps",
-        (double)s->eps);
+    PyObject *result =
+        Py_BuildValue("{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d}", "model_type", s->arch->model_type, "dtype",
+                      fs_dtype_name(s->dtype), "layers", (long long)s->L, "width", (long long)s->D, "heads",
+                      (long long)s->H, "head_width", (long long)s->E, "inner_width", (long long)s->F, "vocabulary",
+                      (long long)s->V, "positions", (long long)s->P, "eps", (double)s->eps);
     fs_py_engine_leave(self);
     return result;
 }
@@ -297,8 +300,8 @@ PyDoc_STRVAR(engine_doc,
              "OutOfMemory with one sentence. See _core.pyi for the types of the arguments.");
 
 static PyType_Slot slots[] = {
-    { Py_tp_doc, (void *)engine_doc }, { Py_tp_init, engine_init },       { Py_tp_dealloc, engine_dealloc },
-    { Py_tp_methods, methods },        { Py_tp_getset, getters },         { 0, NULL },
+    { Py_tp_doc, (void *)engine_doc }, { Py_tp_init, engine_init }, { Py_tp_dealloc, engine_dealloc },
+    { Py_tp_methods, methods },        { Py_tp_getset, getters },   { 0, NULL },
 };
 
 PyType_Spec fs_py_engine_spec = {

@@ -37,8 +37,8 @@ static PyObject *devices(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     PyObject *list = PyList_New(0);
     for (int i = 0; list && fs_backends[i]; i++) {
         if (fs_backends[i] == &fs_measure_backend) continue; /* computes nothing */
-        if (append(list, Py_BuildValue("{s:s,s:i}", "backend", fs_backends[i]->name, "count", fs_backends[i]->count())) <
-            0)
+        if (append(list,
+                   Py_BuildValue("{s:s,s:i}", "backend", fs_backends[i]->name, "count", fs_backends[i]->count())) < 0)
             Py_CLEAR(list);
     }
     return list;
@@ -53,16 +53,17 @@ static PyObject *kernel_paths(void) {
     return list;
 }
 
-PyDoc_STRVAR(host_doc, "host()\n--\n\nWhat this process may use: cores, affinity, quota (CPUs, 0: none), memory in bytes\n"
-                       "(total, available, cgroup_limit, address_limit; 0: none), and `paths`, the CPU kernel paths\n"
-                       "best first as (name, None or why it cannot run here).");
+PyDoc_STRVAR(host_doc,
+             "host()\n--\n\nWhat this process may use: cores, affinity, quota (CPUs, 0: none), memory in bytes\n"
+             "(total, available, cgroup_limit, address_limit; 0: none), and `paths`, the CPU kernel paths\n"
+             "best first as (name, None or why it cannot run here).");
 
 static PyObject *host(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     fs_host h = fs_host_read();
     PyObject *paths = kernel_paths();
     if (!paths) return NULL;
-    return Py_BuildValue("{s:i,s:i,s:d,s:n,s:n,s:n,s:n,s:N}", "cores", h.cores, "affinity", h.affinity, "quota", h.quota,
-                         "total", (Py_ssize_t)h.total, "available", (Py_ssize_t)h.available, "cgroup_limit",
+    return Py_BuildValue("{s:i,s:i,s:d,s:n,s:n,s:n,s:n,s:N}", "cores", h.cores, "affinity", h.affinity, "quota",
+                         h.quota, "total", (Py_ssize_t)h.total, "available", (Py_ssize_t)h.available, "cgroup_limit",
                          (Py_ssize_t)h.cgroup_limit, "address_limit", (Py_ssize_t)h.address_limit, "paths", paths);
 }
 
@@ -77,7 +78,8 @@ static PyObject *knobs(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     return list;
 }
 
-PyDoc_STRVAR(row_codes_doc, "row_codes()\n--\n\n[{'code', 'meaning'}]: faults of one row, which may become a null cell.");
+PyDoc_STRVAR(row_codes_doc,
+             "row_codes()\n--\n\n[{'code', 'meaning'}]: faults of one row, which may become a null cell.");
 
 static PyObject *row_codes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     static const char *const rows[][2] = {

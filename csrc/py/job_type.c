@@ -50,10 +50,11 @@ static int wait_slice(job_object *self, fs_py_state *state, double seconds) {
     return done;
 }
 
-PyDoc_STRVAR(wait_doc, "wait(timeout=-1.0)\n--\n\n"
-                       "True when the job has finished, False when `timeout` seconds (< 0: no limit) ran out before.\n\n"
-                       "Raises what failed the job: DeviceError, OutOfMemory, or RequestError after a cancel.\n"
-                       "Lets other threads run; Ctrl-C interrupts it.");
+PyDoc_STRVAR(wait_doc,
+             "wait(timeout=-1.0)\n--\n\n"
+             "True when the job has finished, False when `timeout` seconds (< 0: no limit) ran out before.\n\n"
+             "Raises what failed the job: DeviceError, OutOfMemory, or RequestError after a cancel.\n"
+             "Lets other threads run; Ctrl-C interrupts it.");
 
 static PyObject *job_wait(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "timeout", NULL };
@@ -62,7 +63,8 @@ static PyObject *job_wait(PyObject *object, PyObject *args, PyObject *kwargs) {
     double timeout = -1.0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|d", names, &timeout)) return NULL;
     if (isnan(timeout)) {
-        PyErr_SetString(PyExc_ValueError, "timeout is not a number; it takes seconds, or a negative number for no limit");
+        PyErr_SetString(PyExc_ValueError,
+                        "timeout is not a number; it takes seconds, or a negative number for no limit");
         return NULL;
     }
     for (;;) {
@@ -90,8 +92,8 @@ static PyObject *job_errors(PyObject *object, void *Py_UNUSED(closure)) {
     int64_t n = fs_job_errors(((job_object *)object)->job, &errors);
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (int64_t i = 0; list && i < n; i++) {
-        PyObject *item = Py_BuildValue("(Lss)", (long long)errors[i].row, fs_row_code_name(errors[i].code),
-                                       errors[i].text);
+        PyObject *item =
+            Py_BuildValue("(Lss)", (long long)errors[i].row, fs_row_code_name(errors[i].code), errors[i].text);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
     }
     return list;
@@ -104,8 +106,8 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef getters[] = {
-    { "errors", job_errors, NULL, "[(row, code, sentence)] of the rows that were not computed, once the job is finished.",
-      NULL },
+    { "errors", job_errors, NULL,
+      "[(row, code, sentence)] of the rows that were not computed, once the job is finished.", NULL },
     { 0 },
 };
 

@@ -1,6 +1,6 @@
 /* numpy.c - the only file that includes NumPy's headers. Built against any NumPy, runs on 1.23 and later. */
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
-#define NPY_TARGET_VERSION NPY_1_23_API_VERSION
+#define NPY_TARGET_VERSION    NPY_1_23_API_VERSION
 #include "py/py.h"
 
 #include <numpy/arrayobject.h>

@@ -49,7 +49,8 @@ typedef struct {
     fs_checkpoint checkpoint;
     PyObject *keep;
 } fs_py_checkpoint;
-int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files, const char *name);
+int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files,
+                          const char *name);
 void fs_py_checkpoint_clear(fs_py_checkpoint *c);
 /* A sequence of str as an array of borrowed strings (fs_free it); keep: a list the objects are appended to. */
 int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep);

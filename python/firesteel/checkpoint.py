@@ -208,13 +208,30 @@ def _parsed(data: bytes, what: str) -> object:
         return found
 
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=object_of)
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=object_of)
+        if b"\\u" in data:  # only escapes can bring in what is no text
+            _check_text(value, what)
+        return value
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{what}: byte {error.start} is not UTF-8; the file is damaged or not JSON") from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{what}: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # thousands of brackets, or of digits
         raise CheckpointError(f"{what}: is no JSON that can be read: {error}") from None
+
+
+def _check_text(value: object, what: str) -> None:
+    """Refuses strings that no file name, tensor name or setting can be: with a NUL or half of a surrogate pair."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+            raise CheckpointError(f"{what}: {value!r} holds a NUL or half of a surrogate pair, which is no text")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, what)
+            _check_text(item, what)
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item, what)
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,4 @@
-/* The engine when things go wrong or end early: cancel, close, a fork, a full inbox, ops, ranks and memory that fail. */
+/* The engine when things go wrong or end early: cancel, close, a fork, a full inbox, failing ops, ranks and memory. */
 #include "engine_kit.h"
 
 #include "backends/cpu/cpu.h"

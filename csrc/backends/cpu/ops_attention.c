@@ -1,4 +1,4 @@
-/* ops_attention.c - attention over rows, cut into (64 tokens, head).
+/* ops_attention.c - attention over rows, cut into (64 tokens, some heads).
  *
  *   tokens   0         64        128       192         a chunk does the query blocks that BEGIN in its tokens;
  *   rows     |--a--|-b-|----c----+----|-d-|----...     a sequence's blocks begin every QUERIES tokens from its start
@@ -7,7 +7,7 @@
  * depend on neither border. */
 #include "backends/cpu/ops_inside.h"
 
-enum { TOKENS = 64, QUERIES = 128 };
+enum { TOKENS = 64, QUERIES = 128, CHUNKS_A_THREAD = 12 };
 
 typedef struct {
     float *y;
@@ -22,6 +22,7 @@ typedef struct {
 typedef struct {
     fs_cpu_device *device;
     const attention *a;
+    int64_t head_cuts;
 } context;
 
 /* The first sequence that ends after token t; B when none does. */
@@ -35,10 +36,7 @@ static int64_t sequence_at(const attention *a, int64_t t) {
     return low;
 }
 
-static void run_chunk(void *c, int64_t chunk, int thread) {
-    const attention *a = ((context *)c)->a;
-    fs_cpu_device *d = ((context *)c)->device;
-    int64_t first = chunk / a->heads * TOKENS, end = first + TOKENS, column = chunk % a->heads * a->width;
+static void run_head(fs_cpu_device *d, const attention *a, int64_t first, int64_t end, int64_t column, float *scratch) {
     for (int64_t b = sequence_at(a, first); b < a->B && a->offsets[b] < end; b++) {
         int64_t start = a->offsets[b], tokens = a->offsets[b + 1] - start;
         int64_t row = start < first ? (first - start + QUERIES - 1) / QUERIES * QUERIES : 0;
@@ -54,16 +52,25 @@ static void run_chunk(void *c, int64_t chunk, int thread) {
                       .head_width = a->width,
                       .scale = a->scale };
         for (; row < tokens && start + row < end; row += QUERIES)
-            d->kernels->attend(&h, row, tokens - row < QUERIES ? tokens - row : QUERIES,
-                               fs_pool_scratch(d->pool, thread));
+            d->kernels->attend(&h, row, tokens - row < QUERIES ? tokens - row : QUERIES, scratch);
     }
+}
+
+static void run_chunk(void *made, int64_t chunk, int thread) {
+    const context *c = made;
+    int64_t first = chunk / c->head_cuts * TOKENS, cut = chunk % c->head_cuts;
+    int64_t head = c->a->heads * cut / c->head_cuts, last = c->a->heads * (cut + 1) / c->head_cuts;
+    for (; head < last; head++)
+        run_head(c->device, c->a, first, first + TOKENS, head * c->a->width, fs_pool_scratch(c->device->pool, thread));
 }
 
 static fs_status run_attention(fs_cpu_device *d, const void *args) {
     const attention *a = args;
-    context c = { .device = d, .a = a };
-    int64_t keys = a->longest < a->T ? a->longest : a->T;
-    fs_cpu_share(d, run_chunk, &c, (a->T + TOKENS - 1) / TOKENS * a->heads, 2 * a->T * keys * a->heads * a->width);
+    /* As many heads to a chunk as leaves enough chunks: while one is done, the rows of the next come nearer. */
+    int64_t keys = a->longest < a->T ? a->longest : a->T, blocks = (a->T + TOKENS - 1) / TOKENS;
+    int64_t cuts = (CHUNKS_A_THREAD * (int64_t)fs_pool_threads(d->pool) + blocks - 1) / blocks;
+    context c = { .device = d, .a = a, .head_cuts = cuts < a->heads ? cuts : a->heads };
+    fs_cpu_share(d, run_chunk, &c, blocks * c.head_cuts, 2 * a->T * keys * a->heads * a->width);
     return FS_OK;
 }
 
