@@ -1,6 +1,11 @@
 /* scheduler.c - the scheduler's thread: as soon as a replica has a free slot and a row waits, a batch goes out.
  *
- * Rows of a large job are admitted some at a time, so the first batch leaves before the last row has been looked at. */
+ * Rows of a large job are admitted some at a time, so the first batch leaves before the last row has been looked at.
+ *
+ * How large a batch is matters little on a CPU, whose kernels do not care about T: MiniLM's shape, lognormal rows of
+ * about 40 tokens, Zen 3, 2 cores: 7116, 7236, 7183, 7370 tokens/s with 512, 1024, 2048, 4096 tokens a batch; with one
+ * slot for two 7180.
+ * A row alone through an idle engine costs 20 to 85 us beyond its ops: three wake-ups (scheduler, driver, caller). */
 #include "engine/internal.h"
 
 #include <sys/prctl.h>
