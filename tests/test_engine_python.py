@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError, DeviceError, RequestError
-from firesteel.engine import LAST_WINDOW, FlatRows, _bytes, _windows
+from firesteel.engine import LAST_WINDOW, FlatRows, byte_count, _windows
 
 TEXTS = ["the table", "", "parse a date string", "first"]
 
@@ -282,10 +282,10 @@ def test_options_of_an_engine_that_cannot_be(folder, options, error, part):
 )
 def test_sizes(given, size):
     if size is not None:
-        assert _bytes(given) == size
+        assert byte_count(given) == size
         return
     with pytest.raises(ConfigError, match="max_memory"):
-        _bytes(given)
+        byte_count(given)
 
 
 # --- faults of rows --------------------------------------------------------------------------------------------------

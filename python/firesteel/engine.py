@@ -77,14 +77,14 @@ class Engine:
         threads: int | None = None,
         cpu_path: str | None = None,
     ) -> None:
-        wanted = _strings("devices", devices)
+        wanted = string_tuple("devices", devices)
         if not isinstance(dtype, str):
             raise ConfigError(f'dtype is {dtype!r}; a string such as "fp32" belongs there')
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
             raise ConfigError(f"threads is {threads!r}; a whole number from 1 to 4096, or None, belongs there")
         if cpu_path is not None and not isinstance(cpu_path, str):
             raise ConfigError(f'cpu_path is {cpu_path!r}; "avx512", "avx2", "portable" or None belongs there')
-        memory = _bytes(max_memory)
+        memory = byte_count(max_memory)
         self._checkpoint = checkpoint = Checkpoint.open(model)
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -551,14 +551,14 @@ def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
 # --- options of Engine -----------------------------------------------------------------------------------------------
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
+def string_tuple(name: str, value: object) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(item, str) for item in listed):
         raise ConfigError(f'{name} is {value!r}; a string or a list of strings belongs there, such as "cpu"')
     return tuple(listed)
 
 
-def _bytes(value: object) -> int:
+def byte_count(value: object) -> int:
     """0: no limit of our own."""
     if value is None:
         return 0

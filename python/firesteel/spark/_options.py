@@ -85,9 +85,9 @@ def _frozen(value: object) -> object:
 
 
 def _check_engine(engine: dict[str, object]) -> None:
-    from ..engine import _bytes, _strings  # the very checks that Engine makes
+    from ..engine import byte_count, string_tuple  # the very checks that Engine makes
 
-    _strings("devices", engine["devices"])
+    string_tuple("devices", engine["devices"])
     dtype, path, threads = engine["dtype"], engine["cpu_path"], engine["threads"]
     if dtype not in ("auto", "fp32"):
         raise ConfigError(f'dtype is {dtype!r}; the CPU computes in fp32 only: pass "fp32" or "auto"')
@@ -95,7 +95,7 @@ def _check_engine(engine: dict[str, object]) -> None:
         raise ConfigError(f"cpu_path is {path!r}; {', '.join(paths)} or None belongs there")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ConfigError(f"threads is {threads!r}; a whole number from 1 on, or None, belongs there")
-    _bytes(engine["max_memory"])
+    byte_count(engine["max_memory"])
 
 
 def _check_request(request: dict[str, object]) -> None:
