@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError, DeviceError, RequestError
-from firesteel.engine import LAST_WINDOW, FlatRows, byte_count, _windows
+from firesteel.engine import LAST_WINDOW, FlatRows, _windows, byte_count
 
 TEXTS = ["the table", "", "parse a date string", "first"]
 
