@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,8 +18,6 @@ PROGRAMS = sorted(path.stem for path in HERE.glob("test_*.c"))
 @pytest.fixture(scope="session")
 def built() -> Path:
     """The folder of the built programs; objects are kept, so only what has changed is compiled."""
-    if not shutil.which("make") or not shutil.which(os.environ.get("CC", "cc")):
-        pytest.skip("needs make and a C compiler")
     jobs = len(os.sched_getaffinity(0))
     done = subprocess.run(["make", "-C", HERE, f"-j{jobs}", "all"], capture_output=True, text=True)
     if done.returncode:

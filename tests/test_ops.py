@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import re
-import shutil
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -61,8 +60,6 @@ class Epilogue(C.Structure):
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory) -> C.CDLL:
     cc = os.environ.get("CC", "cc")
-    if not shutil.which(cc):
-        pytest.skip("needs a C compiler")
     folder = tmp_path_factory.mktemp("ops")
     sources = [p for room in ("base", "backends") for p in sorted((ROOT / "csrc" / room).rglob("*.c"))]
     sources.append(ROOT / "tests/c/ops_shim.c")

@@ -100,10 +100,9 @@ def test_rows_that_fail_leave_the_others_alone(pair):
 @pytest.mark.parametrize("path", ["portable", "avx2", "avx512"])
 def test_each_kernel_path_keeps_its_bits(path, tmp_path):
     folder = tiny.write(tmp_path / "model", seed=9, **SHAPES["odd"])
-    try:
-        engine = firesteel.Engine(folder, threads=2, cpu_path=path)
-    except firesteel.DeviceError as error:
-        pytest.skip(str(error))
+    if why := dict(firesteel._core.host()["paths"]).get(path, "not compiled for this architecture"):
+        pytest.skip(why)  # the CPU lacks it; any other failure to open is a failure of the test
+    engine = firesteel.Engine(folder, threads=2, cpu_path=path)
     with engine:
         alone = np.concatenate([engine.embed([row]) for row in ROWS])
         same(engine.embed(ROWS[::-1])[::-1].copy(), alone)
