@@ -9,6 +9,7 @@
  *     load_n, store_n (n lanes, 0 ... 16)        lanes from n on are neither read nor written; loaded, they are zero
  *     head(v, n, rest)                           n lanes of v, then those of rest
  *     fma(a, b, c)                               a * b + c
+ *     chain(a, b, c)                             the same where c is a sum in a loop: it stays in its register
  *     max, min(a, b)                             b where either is NaN
  *     scale2(v, t)                               v * 2^n, where t = n + 1.5 * 2^23 has n in its low bits
  *     sum, top                                   over the lanes */
@@ -96,6 +97,7 @@ FS_INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
 FS_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
 FS_INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
 FS_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+FS_INLINE v16 v16_chain(v16 a, v16 b, v16 c) { return v16_fma(a, b, c); }
 FS_INLINE v16 v16_scale2(v16 v, v16 t) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
@@ -138,6 +140,12 @@ FS_INLINE v16 v16_head(v16 v, int64_t n, v16 rest) {
 }
 FS_INLINE v16 v16_fma(v16 x, v16 y, v16 z) {
     return (v16){ _mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b) };
+}
+/* Left to itself, gcc now and then keeps a sum of an unrolled loop in memory. */
+FS_INLINE v16 v16_chain(v16 x, v16 y, v16 z) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(z.a) : "x"(x.a), "x"(y.a));
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(z.b) : "x"(x.b), "x"(y.b));
+    return z;
 }
 FS_INLINE __m256 fs_scale2(__m256 v, __m256 t) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
@@ -202,6 +210,7 @@ FS_INLINE v16 v16_fma(v16 x, v16 y, v16 z) {
     return (v16){ { fs_fma4(x.q[0], y.q[0], z.q[0]), fs_fma4(x.q[1], y.q[1], z.q[1]), fs_fma4(x.q[2], y.q[2], z.q[2]),
                     fs_fma4(x.q[3], y.q[3], z.q[3]) } };
 }
+FS_INLINE v16 v16_chain(v16 x, v16 y, v16 z) { return v16_fma(x, y, z); }
 FS_INLINE float v16_sum(v16 v) {
     fs_v4 s = (v.q[0] + v.q[2]) + (v.q[1] + v.q[3]);
     return (s[0] + s[2]) + (s[1] + s[3]);
