@@ -229,6 +229,10 @@ void fs_job_settle(fs_job *j) {
     if (j->left > 0 && j->error.status == FS_OK) return;
     TAILQ_REMOVE(&e->live, j, live_link);
     e->live_jobs--;
+    if (j->queued) { /* all of it followed rows that flew, and the window had no room to look at it */
+        TAILQ_REMOVE(&e->queue, j, queue_link);
+        j->queued = 0;
+    }
     atomic_store(&j->finished, 1);
     pthread_cond_broadcast(&j->done);
     pthread_cond_broadcast(&e->room);
