@@ -173,7 +173,7 @@ REFUSED = [
     (["--on-error", "ignore"], "invalid choice: 'ignore'"),
     (["--max-errors", "2"], "max_errors is 2.0; a share of the rows"),
     (["--devices", "tpu"], "tpu"),
-    (["--dtype", "bf16"], "dtype is 'bf16'; the CPU computes in fp32 only"),
+    (["--dtype", "bf16"], "dtype bf16 is not computed on cpu:0"),
     (["--max-memory", "lots"], "max_memory is 'lots'"),
     (["--threads", "0"], "threads is 0; a whole number from 1 on"),
     (["--cpu-path", "sse"], "cpu_path is 'sse'"),

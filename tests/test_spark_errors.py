@@ -36,7 +36,7 @@ OPTIONS = [
     ({"truncate": False}, REQUEST, "truncate is False"),
     ({"devices": 1}, CONFIG, "devices is 1"),
     ({"devices": []}, CONFIG, "devices is []"),
-    ({"dtype": "bf16"}, CONFIG, "dtype is 'bf16'; the CPU computes in fp32 only"),
+    ({"dtype": "bf17"}, CONFIG, 'dtype is \'bf17\'; "auto", "fp32", "fp16" or "bf16" belongs there'),
     ({"dtype": None}, CONFIG, "dtype is None"),
     ({"max_memory": "much"}, CONFIG, "max_memory is 'much'; bytes or a size such as \"2GB\""),
     ({"threads": 0}, CONFIG, "threads is 0; a whole number from 1 on, or None"),

@@ -36,7 +36,7 @@ typedef struct {
 typedef struct {
     const fs_backend *backend;
     char name[32];     /* "cpu:0" */
-    char numerics[96]; /* what decides the bits here: "cpu avx2 fp32" */
+    char numerics[96]; /* what decides the bits here, but for the type: "cpu avx2" */
     fs_budget budget;
 } fs_device;
 
@@ -69,6 +69,8 @@ struct fs_backend {
     int (*count)(void);
     fs_status (*open)(fs_device **out, const fs_device_options *options);
     void (*close)(fs_device *d); /* NULL is fine; all of its memory and queues were released before */
+    /* Can products be computed in this type (their sums are fp32 in any case)? fp32 always can. */
+    int (*computes)(const fs_device *d, fs_dtype dtype);
 
     /* Device memory, charged to d->budget. Contents are undefined (NaN when FIRESTEEL_TEST_POISON is set). */
     fs_status (*alloc)(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out);
@@ -115,7 +117,7 @@ extern const fs_backend *const fs_backends[]; /* ends with NULL */
 /* FS_CONFIG lists the known names. */
 fs_status fs_backend_find(const char *name, const fs_backend **out);
 
-extern const fs_backend fs_cpu_backend, fs_measure_backend;
+extern const fs_backend fs_cpu_backend, fs_cuda_backend, fs_measure_backend;
 
 /* measure/measure.c: what a device of the measure backend has counted so far. */
 typedef struct {

@@ -41,8 +41,8 @@ fs_status fs_budget_take(fs_budget *b, fs_charge charge, size_t bytes) {
     if (bytes <= room) return FS_OK;
     return fs_fail(FS_NO_MEMORY,
                    "%s: %s need %.1f MB more, of a budget of %.1f MB %.1f MB are left, %.1f MB are missing; raise "
-                   "max_memory or free memory on the host",
-                   b->device, fs_charge_name(charge), MB(bytes), MB(b->limit), MB(room), MB(bytes - room));
+                   "max_memory or free memory on the device%s",
+                   b->device, fs_charge_name(charge), MB(bytes), MB(b->limit), MB(room), MB(bytes - room), b->note);
 }
 
 void fs_budget_give(fs_budget *b, fs_charge charge, size_t bytes) {

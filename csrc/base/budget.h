@@ -22,6 +22,7 @@ typedef enum {
 typedef struct {
     pthread_mutex_t lock;
     char device[32]; /* "cpu:0", for the sentence */
+    char note[96];   /* "", or what belongs behind a sentence: "; 13.1 of 14.6 GiB are used by other processes" */
     size_t limit;    /* bytes; 0: no limit */
     size_t used[FS_CHARGE_COUNT], peak;
 } fs_budget;

@@ -79,7 +79,13 @@ static fs_status make_plan(fs_engine *e, const fs_engine_options *o) {
     return fs_plan_from_stages(&e->plan, &e->set, o->stages, o->stage_count, e->device_count);
 }
 
-/* The device's own id; where devices differ, each; and the degree of every tensor group, which orders sums. */
+static fs_status choose_dtype(fs_engine *e, const fs_checkpoint *c) {
+    fs_device *devices[FS_DEVICES_MAX];
+    for (int d = 0; d < e->device_count; d++) devices[d] = e->drivers[d].device;
+    return fs_settings_choose_dtype(&e->set, c, devices, e->device_count);
+}
+
+/* The device's own id; where devices differ, each; the type; and the degree of every tensor group, which orders sums. */
 static void write_numerics(fs_engine *e) {
     char *at = e->numerics, *end = at + sizeof e->numerics;
     for (int d = 0; d < e->device_count; d++) {
@@ -87,6 +93,7 @@ static void write_numerics(fs_engine *e) {
         if (!strstr(e->numerics, id)) at += snprintf(at, (size_t)(end - at), "%s%s", d ? " + " : "", id);
         if (at >= end) return;
     }
+    at += snprintf(at, (size_t)(end - at), " %s", fs_dtype_name(e->set.dtype));
     for (int i = 0, next; i < e->plan.stage_count && at < end; i = next) {
         const fs_stage_plan *s = &e->plan.stages[i];
         for (next = i + 1; next < e->plan.stage_count && e->plan.stages[next].ranks == s->ranks;) next++;
@@ -232,6 +239,7 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
     FS_GO(fs_weights_check(c, &e->set));
     FS_GO(read_limits(e));
     FS_GO(open_devices(e, options));
+    FS_GO(choose_dtype(e, c));
     FS_GO(make_plan(e, options));
     write_numerics(e);
     e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

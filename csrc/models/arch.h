@@ -21,7 +21,8 @@ typedef struct {
     int64_t types;               /* of tokens */
     float eps;
     fs_activation activation;
-    fs_dtype dtype; /* of the computation */
+    fs_dtype dtype; /* of the products; all else is fp32 */
+    int any_dtype;  /* "auto": the devices decide, see fs_settings_choose_dtype */
 } fs_settings;
 
 /* One key of config.json. */
@@ -102,6 +103,9 @@ double fs_arch_share(const fs_arch *a, const fs_checkpoint *c);
 /* Config keys -> settings: finds the architecture, reads the key table, refuses what changes the mathematics and is not
  * understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32" ... */
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype);
+/* What "auto" means on these devices: the checkpoint's type where all compute in it (fp16 for bf16 files where bf16 is
+ * lacking), else fp32. FS_CONFIG when a named type is not computed on one of them. */
+fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n);
 int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
 /* fp32 scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
 fs_status fs_scratch(fs_step *s, int64_t rows, int64_t cols, fs_view *out);

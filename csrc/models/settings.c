@@ -205,20 +205,59 @@ static fs_status check_classes(const fs_arch *a, const fs_checkpoint *c) {
     return FS_OK;
 }
 
-static fs_status read_dtype(const char *dtype, fs_dtype *out) {
-    static const char *const later[] = { "bf16", "fp16", "int8", "int4", "fp8" };
-    *out = FS_F32;
-    if (!dtype || !strcmp(dtype, "auto") || !strcmp(dtype, "fp32")) return FS_OK;
+static fs_status read_dtype(const char *dtype, fs_settings *set) {
+    static const char *const later[] = { "int8", "int4", "fp8" };
+    set->dtype = FS_F32;
+    set->any_dtype = !dtype || !strcmp(dtype, "auto");
+    if (set->any_dtype) return FS_OK;
+    for (int t = FS_F32; t <= FS_BF16; t++)
+        if (!strcmp(dtype, fs_dtype_name((fs_dtype)t))) {
+            set->dtype = (fs_dtype)t;
+            return FS_OK;
+        }
     for (int i = 0; i < COUNT(later); i++)
         if (!strcmp(dtype, later[i]))
-            return fs_fail(FS_CONFIG, "dtype %s is not computed on this device; there is fp32 (\"fp32\" or \"auto\")",
+            return fs_fail(FS_CONFIG, "dtype %s is not computed on any device yet; there are fp32, fp16 and bf16",
                            dtype);
-    return fs_fail(FS_CONFIG, "dtype \"%.40s\" is not known; there are \"auto\" and \"fp32\"", dtype);
+    return fs_fail(FS_CONFIG, "dtype \"%.40s\" is not known; there are \"auto\", \"fp32\", \"fp16\" and \"bf16\"",
+                   dtype);
+}
+
+/* The type of the largest tensor: what the checkpoint was saved in, whatever its norms are. */
+static fs_dtype saved_in(const fs_checkpoint *c) {
+    fs_dtype type = FS_F32;
+    int64_t largest = 0;
+    for (int i = 0; i < c->tensor_count; i++) {
+        const fs_tensor *t = &c->tensors[i];
+        if (t->bytes <= largest || (t->dtype != FS_F32 && t->dtype != FS_F16 && t->dtype != FS_BF16)) continue;
+        type = t->dtype, largest = t->bytes;
+    }
+    return type;
+}
+
+static const fs_device *lacks(fs_device *const devices[], int n, fs_dtype type) {
+    for (int i = 0; i < n; i++)
+        if (!devices[i]->backend->computes(devices[i], type)) return devices[i];
+    return NULL;
+}
+
+fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n) {
+    const fs_device *d;
+    if (set->any_dtype) {
+        set->dtype = saved_in(c);
+        if (set->dtype == FS_BF16 && lacks(devices, n, FS_BF16)) set->dtype = FS_F16;
+        if (lacks(devices, n, set->dtype)) set->dtype = FS_F32;
+        return FS_OK;
+    }
+    if (!(d = lacks(devices, n, set->dtype))) return FS_OK;
+    return fs_fail(FS_CONFIG,
+                   "dtype %s is not computed on %s (%s); there is fp32%s, and \"auto\" takes the best it has",
+                   fs_dtype_name(set->dtype), d->name, d->numerics, d->backend->computes(d, FS_F16) ? " and fp16" : "");
 }
 
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype) {
     fs_settings set = { 0 };
-    FS_TRY(read_dtype(dtype, &set.dtype));
+    FS_TRY(read_dtype(dtype, &set));
     FS_TRY(find_arch(c, &set.arch));
     FS_TRY(check_classes(set.arch, c));
     FS_TRY(check_keys(set.arch, c));

@@ -95,7 +95,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     task.add_argument("--max-errors", metavar="SHARE", type=float, default=0.5, help="of all rows (default: 0.5)")
     device = run.add_argument_group("where")
     device.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cpu:0,cpu:1 (default: auto)")
-    device.add_argument("--dtype", default="auto", help="auto or fp32 (default: auto)")
+    device.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
     device.add_argument("--max-memory", metavar="SIZE", help="2GB, 512MiB: what a device may take")
     device.add_argument("--threads", metavar="N", type=int, help="(default: the cores this process may use)")
     device.add_argument("--cpu-path", metavar="PATH", help="avx512, avx2 or portable (default: the best there is)")

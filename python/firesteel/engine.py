@@ -53,8 +53,9 @@ class Engine:
     """A model on this process' devices.
 
     model       folder with config.json, *.safetensors and tokenizer.json
-    devices     "auto", "cpu", "cpu:1", or a list; ["cpu:0", "cpu:1"] cuts the cores in two
-    dtype       "auto" or "fp32"
+    devices     "auto": the first GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", or a list;
+                ["cpu:0", "cpu:1"] cuts the cores in two
+    dtype       "auto": the checkpoint's where the device computes in it, else fp32; or "fp32", "fp16", "bf16"
     max_memory  bytes a device may take, also as "2GB" or "512MiB"; None: what there is
     threads     of all CPU devices and of the tokeniser; None: FIRESTEEL_THREADS, else the cores this process may use
     cpu_path    "avx512", "avx2" or "portable"; None: the best this CPU has

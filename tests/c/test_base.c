@@ -167,6 +167,35 @@ static void halves_are_exact(void) {
     CHECK(out == one);
 }
 
+/* From below, on and above each border between two neighbours; what is a half already stays. */
+static void floats_go_to_the_nearest_half(void) {
+    for (int bits = 0; bits < 65536; bits++) {
+        uint16_t half = (uint16_t)bits, next = (uint16_t)(bits + 1), to[1];
+        float value = fs_f16_to_f32(half), wide = fs_bf16_to_f32(half), middle;
+        if (isnan(value)) CHECK((fs_f32_to_f16(value) & 0x7fff) > 0x7c00);
+        else CHECK_INT(fs_f32_to_f16(value), half);
+        if (isnan(wide)) CHECK((fs_f32_to_bf16(wide) & 0x7fff) > 0x7f80);
+        else CHECK_INT(fs_f32_to_bf16(wide), half);
+        if ((bits & 0x7fff) < 0x7bff) {
+            middle = value / 2 + fs_f16_to_f32(next) / 2;
+            CHECK_INT(fs_f32_to_f16(middle), bits & 1 ? next : half);
+            CHECK_INT(fs_f32_to_f16(nextafterf(middle, 0)), half);
+            CHECK_INT(fs_f32_to_f16(nextafterf(middle, value < 0 || bits & 0x8000 ? -1e9f : 1e9f)), next);
+        }
+        if ((bits & 0x7fff) >= 0x80 && (bits & 0x7fff) < 0x7f7f) { /* the others' middles are no normal numbers */
+            middle = wide / 2 + fs_bf16_to_f32(next) / 2;
+            CHECK_INT(fs_f32_to_bf16(middle), bits & 1 ? next : half);
+            CHECK_INT(fs_f32_to_bf16(nextafterf(middle, 0)), half);
+        }
+        fs_from_f32(to, &value, FS_F16, 1);
+        CHECK_INT(to[0], fs_f32_to_f16(value));
+    }
+    CHECK_INT(fs_f32_to_f16(65519.0f), 0x7bff);
+    CHECK_INT(fs_f32_to_f16(65520.0f), 0x7c00);
+    CHECK_INT(fs_f32_to_f16(-1e30f), 0xfc00);
+    CHECK_INT(fs_f32_to_bf16(3.4e38f), 0x7f80);
+}
+
 static void views_and_types(void) {
     float data[12];
     fs_view v = { .at = data, .dtype = FS_F32, .rows = 3, .cols = 4, .stride = 4 };
@@ -220,5 +249,5 @@ TESTS({ "every_allocation_can_fail", every_allocation_can_fail },
       { "arena_hands_out_and_takes_back", arena_hands_out_and_takes_back },
       { "budget_bounds_the_sum", budget_bounds_the_sum },
       { "errors_stay_in_their_thread", errors_stay_in_their_thread }, { "halves_are_exact", halves_are_exact },
-      { "views_and_types", views_and_types }, { "hash_sees_every_byte", hash_sees_every_byte },
-      { "knobs_are_checked", knobs_are_checked })
+      { "floats_go_to_the_nearest_half", floats_go_to_the_nearest_half }, { "views_and_types", views_and_types },
+      { "hash_sees_every_byte", hash_sees_every_byte }, { "knobs_are_checked", knobs_are_checked })

@@ -108,10 +108,14 @@ static void ops_are_counted(void) {
     CHECK_INT(m.ops, 2);
     CHECK_INT(m.multiply_adds, 7 * 144 * 48 + 2 * 7 * 4 * 48);
 
+    fs_arena arena = fs_arena_over((void *)(uintptr_t)4096, 2 * 7 * 48 * 4);
+    b.step.arena = &arena;
     b.step.ranks = 2;
     CHECK_OK(measure->comm_open(&b.step.comm, NULL, 2, 1));
     CHECK_OK(b.ops.all_reduce(&b.step, b.x));
     CHECK(strstr(fs_measure_trace(b.device), "all_reduce x[7,48] ranks 2\n") != NULL);
+    CHECK_INT(arena.peak, 2 * 7 * 48 * 4); /* the parts of both ranks side by side */
+    CHECK_INT(fs_arena_mark(&arena), 0);
     measure->comm_close(b.step.comm);
     tear_down(&b);
 }

@@ -252,11 +252,12 @@ static void model_types_and_classes(void) {
 }
 
 static void other_combinations(void) {
-    static const char *const refused[] = { "bf16", "fp16", "int8", "int4", "fp8" };
+    static const char *const refused[] = { "int8", "int4", "fp8" };
     tiny_bert t;
     fs_settings set;
     tiny_open(&t, &TINY);
-    for (int i = 0; i < 5; i++) CHECK_FAILS(fs_settings_read(&set, &t.c, refused[i]), FS_CONFIG, "there is fp32");
+    for (int i = 0; i < 3; i++)
+        CHECK_FAILS(fs_settings_read(&set, &t.c, refused[i]), FS_CONFIG, "there are fp32, fp16 and bf16");
     CHECK_FAILS(fs_settings_read(&set, &t.c, "float32"), FS_CONFIG, "dtype \"float32\" is not known");
     tiny_int(&t, "num_attention_heads", 5);
     mathematics_that_is_not_ours_is_refused(&t, "hidden_size = 16 cannot be cut into num_attention_heads = 5 heads");
@@ -279,6 +280,37 @@ static void other_combinations(void) {
 }
 
 /* ---- weights against the tables ---- */
+
+/* The CPU backend has fp32 only, the measure backend all. */
+static void the_devices_decide_the_type(void) {
+    static const struct {
+        fs_dtype saved;
+        const char *wanted;
+        int with_cpu;
+        fs_dtype expected;
+    } cases[] = {
+        { FS_F32, "auto", 0, FS_F32 },  { FS_F16, "auto", 0, FS_F16 }, { FS_BF16, "auto", 0, FS_BF16 },
+        { FS_BF16, "auto", 1, FS_F32 }, { FS_F16, "fp32", 0, FS_F32 }, { FS_F32, "bf16", 0, FS_BF16 },
+        { FS_F32, "fp16", 0, FS_F16 },  { FS_BF16, NULL, 0, FS_BF16 },
+    };
+    fs_device *devices[2];
+    CHECK_OK(fs_measure_backend.open(&devices[0], &(fs_device_options){ 0 }));
+    CHECK_OK(fs_cpu_backend.open(&devices[1], &(fs_device_options){ .threads = 1 }));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tiny_bert t;
+        tiny_shape shape = TINY;
+        fs_settings set;
+        shape.dtype = cases[i].saved;
+        tiny_open(&t, &shape);
+        CHECK_OK(fs_settings_read(&set, &t.c, cases[i].wanted));
+        CHECK_OK(fs_settings_choose_dtype(&set, &t.c, devices, 1 + cases[i].with_cpu));
+        CHECK_INT(set.dtype, cases[i].expected);
+        if (set.dtype != FS_F32 && !set.any_dtype)
+            CHECK_FAILS(fs_settings_choose_dtype(&set, &t.c, devices, 2), FS_CONFIG, "is not computed on cpu:0 (cpu ");
+        tiny_close(&t);
+    }
+    for (int i = 0; i < 2; i++) devices[i]->backend->close(devices[i]);
+}
 
 static void tensors_find_their_places(void) {
     static const tiny_shape shapes[] = {
@@ -458,6 +490,7 @@ TESTS({ "bad_tables_are_refused_by_name", bad_tables_are_refused_by_name },
       { "activations_have_many_names", activations_have_many_names },
       { "keys_that_change_the_mathematics_are_all_named", keys_that_change_the_mathematics_are_all_named },
       { "model_types_and_classes", model_types_and_classes }, { "other_combinations", other_combinations },
+      { "the_devices_decide_the_type", the_devices_decide_the_type },
       { "tensors_find_their_places", tensors_find_their_places },
       { "all_complaints_in_one_sentence", all_complaints_in_one_sentence },
       { "nearest_architecture", nearest_architecture }, { "tasks_are_checked", tasks_are_checked },

@@ -78,7 +78,7 @@ static void workspace_does_not_grow_with_layers(void) {
     CHECK_INT(part[1].workspace, cost[1].workspace); /* the carry arrives in the arena */
     CHECK_OK(fs_plan_step_cost(&group, &set, &cut[2], &task, 100, 10, 20));
     CHECK_INT(2 * group.multiply_adds, cost[1].multiply_adds);
-    CHECK(group.workspace < cost[1].workspace);
+    CHECK(group.workspace < cost[1].workspace + 2 * 100 * 16 * sizeof(float)); /* room for both ranks' parts of a sum */
 }
 
 static void a_trace_reads_like_the_paper(void) {

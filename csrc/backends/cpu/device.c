@@ -59,6 +59,11 @@ static void device_close(fs_device *head) {
     fs_free(d);
 }
 
+static int computes(const fs_device *d, fs_dtype dtype) {
+    (void)d;
+    return dtype == FS_F32;
+}
+
 static fs_status device_open(fs_device **out, const fs_device_options *o) {
     fs_status st = FS_OK;
     fs_cpu_device *d = NULL;
@@ -85,7 +90,7 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     d->delay = (int)delay;
     d->poison = (int)poison;
     FS_GO(fs_cpu_path_find(o->path && *o->path ? o->path : fs_knob_text(FS_KNOB_CPU_PATH), &d->kernels));
-    snprintf(d->head.numerics, sizeof d->head.numerics, "cpu %s fp32", d->kernels->name);
+    snprintf(d->head.numerics, sizeof d->head.numerics, "cpu %s", d->kernels->name);
     FS_GO(fs_pool_open(&d->pool, threads, FS_CPU_SCRATCH));
     *out = &d->head;
     d = NULL;
@@ -229,6 +234,7 @@ const fs_backend fs_cpu_backend = {
     .count = count,
     .open = device_open,
     .close = device_close,
+    .computes = computes,
     .alloc = device_alloc,
     .alloc_pinned = alloc_pinned,
     .release = device_release,

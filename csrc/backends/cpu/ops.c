@@ -12,23 +12,13 @@ void fs_cpu_share(fs_cpu_device *d, fs_chunk run, void *context, int64_t chunks,
     for (int64_t chunk = 0; chunk < chunks; chunk++) run(context, chunk, 0);
 }
 
-fs_status fs_cpu_misfit(const fs_step *s, const char *op, fs_view x, fs_view y) {
-    return fs_fail(FS_DEVICE,
-                   "%s: %s of [%lld, %lld] to [%lld, %lld] was given shapes, weights or types that do not go together; "
-                   "this is a fault in the architecture, please report it",
-                   s->device->name, op, (long long)x.rows, (long long)x.cols, (long long)y.rows, (long long)y.cols);
-}
-
-fs_status fs_cpu_epilogue_of(const fs_step *s, const char *op, fs_view y, const fs_epilogue *e, fs_cpu_epilogue *out) {
-    *out = (fs_cpu_epilogue){ .activation = FS_ACT_NONE };
-    if (!e) return FS_OK;
-    if (e->activation >= FS_ACT_COUNT || (e->bias && !fs_cpu_is_vector(e->bias, y.cols)) ||
-        (e->residual && (e->residual->dtype != FS_F32 || !fs_cpu_same_shape(*e->residual, y))))
-        return fs_cpu_misfit(s, op, e->residual ? *e->residual : y, y);
-    out->activation = e->activation;
-    if (e->bias) out->bias = e->bias->at;
-    if (e->residual) out->residual = e->residual->at, out->residual_stride = e->residual->stride;
-    return FS_OK;
+fs_cpu_epilogue fs_cpu_epilogue_of(const fs_epilogue *e) {
+    fs_cpu_epilogue out = { .activation = FS_ACT_NONE };
+    if (!e) return out;
+    out.activation = e->activation;
+    if (e->bias) out.bias = e->bias->at;
+    if (e->residual) out.residual = e->residual->at, out.residual_stride = e->residual->stride;
+    return out;
 }
 
 typedef struct {
@@ -45,7 +35,7 @@ static fs_status reduce(fs_cpu_device *d, const void *args) {
 
 static fs_status all_reduce(fs_step *s, fs_view x) {
     if (!s->comm || s->ranks < 2) return FS_OK;
-    if (x.dtype != FS_F32) return fs_cpu_misfit(s, "all_reduce", x, x);
+    if (x.dtype != FS_F32) return fs_misfit(s, "all_reduce", x, x);
     reduction r = { .comm = s->comm, .rank = s->rank, .x = x };
     return fs_cpu_enqueue(s->queue, reduce, &r, sizeof r);
 }

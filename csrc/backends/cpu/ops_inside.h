@@ -3,6 +3,7 @@
 #define FS_CPU_OPS_INSIDE_H
 
 #include "backends/cpu/cpu.h"
+#include "backends/shapes.h"
 
 fs_status fs_cpu_gather(fs_step *s, fs_view y, const fs_gather *tables, int n);
 fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps);
@@ -21,14 +22,8 @@ typedef struct {
     fs_activation activation;
 } fs_cpu_epilogue;
 
-/* e may be NULL. FS_DEVICE when it does not go with y. */
-fs_status fs_cpu_epilogue_of(const fs_step *s, const char *op, fs_view y, const fs_epilogue *e, fs_cpu_epilogue *out);
-/* FS_DEVICE: an op was given shapes that do not go together, which only a fault in an architecture can bring about. */
-fs_status fs_cpu_misfit(const fs_step *s, const char *op, fs_view x, fs_view y);
-static inline int fs_cpu_same_shape(fs_view a, fs_view b) { return a.rows == b.rows && a.cols == b.cols; }
-static inline int fs_cpu_is_vector(const fs_weight *w, int64_t width) {
-    return w->desc.kind == FS_VECTOR && w->desc.N == 1 && w->desc.K == width;
-}
+/* e may be NULL. */
+fs_cpu_epilogue fs_cpu_epilogue_of(const fs_epilogue *e);
 
 /* Runs every chunk, on the pool when the work (multiply-adds, or what takes as long) is worth waking a thread for. */
 void fs_cpu_share(fs_cpu_device *d, fs_chunk run, void *context, int64_t chunks, int64_t work);

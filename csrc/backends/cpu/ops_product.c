@@ -35,12 +35,9 @@ static fs_status run_product(fs_cpu_device *d, const void *args) {
 }
 
 fs_status fs_cpu_matmul(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e) {
-    fs_cpu_epilogue end;
-    if (x.dtype != FS_F32 || y.dtype != FS_F32 || w->desc.kind != FS_MATRIX || x.rows != y.rows ||
-        x.cols != w->desc.K || y.cols != w->desc.N)
-        return fs_cpu_misfit(s, "matmul", x, y);
-    FS_TRY(fs_cpu_epilogue_of(s, "matmul", y, e, &end));
+    if (!fs_fits_matmul(y, x, w, e)) return fs_misfit(s, "matmul", x, y);
     if (y.rows == 0) return FS_OK;
+    const fs_cpu_epilogue end = fs_cpu_epilogue_of(e);
     fs_product p = { .y = y.at,
                      .x = x.at,
                      .packed = w->at,

@@ -3,16 +3,14 @@
 
 #include <string.h>
 
-enum { MOST_TABLES = 4 };
-
 typedef struct {
     float *y;
     const float *x;
     int64_t y_stride, x_stride, rows, D;
     union {
         struct { /* gather, layer_norm, gather_norm */
-            const float *table[MOST_TABLES];
-            const int32_t *index[MOST_TABLES];
+            const float *table[FS_GATHER_TABLES];
+            const int32_t *index[FS_GATHER_TABLES];
             int tables;
             const float *gamma, *beta; /* gamma NULL: no norm */
             float eps;
@@ -51,7 +49,7 @@ static fs_status run_rows(fs_cpu_device *d, const rows_args *a, row_run run, int
 }
 
 static void gather_row(const fs_kernels *k, const rows_args *a, int64_t row) {
-    const float *from[MOST_TABLES], *x = a->x + row * a->x_stride;
+    const float *from[FS_GATHER_TABLES], *x = a->x + row * a->x_stride;
     float *y = a->y + row * a->y_stride;
     const int n = a->of.gather.tables;
     for (int i = 0; i < n; i++)
@@ -67,11 +65,7 @@ static fs_status run_gather(fs_cpu_device *d, const void *args) { return run_row
 
 static fs_status enqueue_gather(fs_step *s, const char *op, fs_view y, fs_view x, const fs_gather *tables, int n,
                                 const fs_weight *gamma, const fs_weight *beta, float eps) {
-    int fits = y.dtype == FS_F32 && x.dtype == FS_F32 && fs_cpu_same_shape(x, y) && n <= MOST_TABLES;
-    fits = fits && (!gamma || fs_cpu_is_vector(gamma, y.cols)) && (!beta || fs_cpu_is_vector(beta, y.cols));
-    for (int i = 0; fits && i < n; i++)
-        fits = tables[i].table->desc.kind == FS_TABLE && tables[i].table->desc.K == y.cols;
-    if (!fits) return fs_cpu_misfit(s, op, x, y);
+    if (!fs_fits_rows(y, x, tables, n, gamma, beta)) return fs_misfit(s, op, x, y);
     if (y.rows == 0) return FS_OK;
     rows_args a = { .y = y.at, .x = x.at, .y_stride = y.stride, .x_stride = x.stride, .rows = y.rows, .D = y.cols };
     for (int i = 0; i < n; i++) a.of.gather.table[i] = tables[i].table->at, a.of.gather.index[i] = tables[i].index;
@@ -83,7 +77,7 @@ static fs_status enqueue_gather(fs_step *s, const char *op, fs_view y, fs_view x
 }
 
 fs_status fs_cpu_gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
-    if (n < 1) return fs_cpu_misfit(s, "gather", y, y);
+    if (n < 1) return fs_misfit(s, "gather", y, y);
     return enqueue_gather(s, "gather", y, y, tables, n, NULL, NULL, 0);
 }
 
@@ -94,7 +88,7 @@ fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *g
 
 fs_status fs_cpu_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
                              const fs_weight *beta, float eps) {
-    if (n < 1) return fs_cpu_misfit(s, "gather_norm", y, y);
+    if (n < 1) return fs_misfit(s, "gather_norm", y, y);
     return enqueue_gather(s, "gather_norm", y, y, tables, n, gamma, beta, eps);
 }
 
@@ -108,8 +102,8 @@ static fs_status run_add(fs_cpu_device *d, const void *args) { return run_rows(d
 
 fs_status fs_cpu_add(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
     rows_args a = { .y = y.at, .x = x.at, .y_stride = y.stride, .x_stride = x.stride, .rows = y.rows, .D = y.cols };
-    if (x.dtype != FS_F32 || y.dtype != FS_F32 || !fs_cpu_same_shape(x, y)) return fs_cpu_misfit(s, "add", x, y);
-    FS_TRY(fs_cpu_epilogue_of(s, "add", y, e, &a.of.add));
+    if (!fs_fits_add(y, x, e)) return fs_misfit(s, "add", x, y);
+    a.of.add = fs_cpu_epilogue_of(e);
     return y.rows ? fs_cpu_enqueue(s->queue, run_add, &a, sizeof a) : FS_OK;
 }
 
@@ -124,8 +118,7 @@ static void pool_row(const fs_kernels *k, const rows_args *a, int64_t row) {
 static fs_status run_pool(fs_cpu_device *d, const void *args) { return run_rows(d, args, pool_row, 64); }
 
 fs_status fs_cpu_pool_rows(fs_step *s, fs_view y, fs_view x, fs_pooling kind) {
-    if (x.dtype != FS_F32 || y.dtype != FS_F32 || x.cols != y.cols || y.rows > s->rows->B || kind >= FS_POOL_COUNT)
-        return fs_cpu_misfit(s, "pool", x, y);
+    if (!fs_fits_pool(s, y, x, kind)) return fs_misfit(s, "pool", x, y);
     if (y.rows == 0) return FS_OK;
     rows_args a = { .y = y.at, .x = x.at, .y_stride = y.stride, .x_stride = x.stride, .rows = y.rows, .D = y.cols };
     a.of.pool.offsets = s->rows->offsets;
@@ -140,7 +133,7 @@ static void normalize_row(const fs_kernels *k, const rows_args *a, int64_t row) 
 static fs_status run_normalize(fs_cpu_device *d, const void *args) { return run_rows(d, args, normalize_row, 4); }
 
 fs_status fs_cpu_l2_normalize(fs_step *s, fs_view x) {
-    if (x.dtype != FS_F32) return fs_cpu_misfit(s, "l2_normalize", x, x);
+    if (x.dtype != FS_F32) return fs_misfit(s, "l2_normalize", x, x);
     rows_args a = { .y = x.at, .y_stride = x.stride, .rows = x.rows, .D = x.cols };
     return x.rows ? fs_cpu_enqueue(s->queue, run_normalize, &a, sizeof a) : FS_OK;
 }

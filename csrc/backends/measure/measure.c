@@ -35,6 +35,11 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     return FS_OK;
 }
 
+static int computes(const fs_device *d, fs_dtype dtype) {
+    (void)d;
+    return dtype == FS_F32 || dtype == FS_F16 || dtype == FS_BF16;
+}
+
 static void device_close(fs_device *head) {
     if (!head) return;
     fs_measure_device *d = measure(head);
@@ -215,6 +220,7 @@ const fs_backend fs_measure_backend = {
     .count = count,
     .open = device_open,
     .close = device_close,
+    .computes = computes,
     .alloc = device_alloc,
     .alloc_pinned = alloc_pinned,
     .release = device_release,

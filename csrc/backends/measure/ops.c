@@ -184,7 +184,11 @@ static fs_status add(fs_step *s, fs_view y, fs_view x, const fs_epilogue *epilog
 }
 
 static fs_status all_reduce(fs_step *s, fs_view x) {
+    fs_view parts;
     if (!s->comm || s->ranks < 2) return FS_OK;
+    size_t mark = fs_arena_mark(s->arena); /* what a backend may gather into before it adds up */
+    FS_TRY(fs_arena_view(s->arena, FS_F32, s->ranks * x.rows, x.cols, &parts));
+    fs_arena_reset(s->arena, mark);
     entry e = begin("all_reduce");
     add_input(&e, "x", &x);
     add_text(&e, " ranks %d", s->ranks);

@@ -89,8 +89,8 @@ def _check_engine(engine: dict[str, object]) -> None:
 
     string_tuple("devices", engine["devices"])
     dtype, path, threads = engine["dtype"], engine["cpu_path"], engine["threads"]
-    if dtype not in ("auto", "fp32"):
-        raise ConfigError(f'dtype is {dtype!r}; the CPU computes in fp32 only: pass "fp32" or "auto"')
+    if dtype not in ("auto", "fp32", "fp16", "bf16"):
+        raise ConfigError(f'dtype is {dtype!r}; "auto", "fp32", "fp16" or "bf16" belongs there')
     if path is not None and path not in (paths := [name for name, _ in _core.host()["paths"]]):
         raise ConfigError(f"cpu_path is {path!r}; {', '.join(paths)} or None belongs there")
     if threads is not None and (type(threads) is not int or threads < 1):
