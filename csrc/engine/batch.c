@@ -4,7 +4,13 @@
  *
  * A slot is held by each rank until its step is done, by each rank of the next stage until the carry has been copied,
  * and by the batch itself until it has moved on (to the next stage, or its results to the jobs). A batch that failed in
- * one stage is not given to the next. */
+ * one stage is not given to the next.
+ *
+ * NO ROOM. A step that the device has no memory for is no failure of its rows: the first half of them goes again, then
+ * the rest. A row that alone finds no room gets a row error, and nobody else does:
+ *
+ *     rows  |- - - - - - - -|  no room     |- - - -|. . . .   no room     |- -|. .|. . . .  ...
+ *           count                          count   later                  count  later */
 #include "engine/internal.h"
 
 #include <string.h>
@@ -120,12 +126,14 @@ static void copy_results(const fs_batch *b) {
 }
 
 /* The row is over, its job may be: nothing of either is touched after that but what the lock keeps alive. */
-static void land(fs_engine *e, const fs_batch *b, fs_row *r, int duplicate) {
+static void land(fs_engine *e, const fs_batch *b, fs_row *r, int duplicate, int no_room) {
     fs_job *j = r->job;
     r->state = FS_GONE;
     j->flying--;
     j->left--;
-    if (b->error.status != FS_OK) {
+    if (no_room) {
+        if (j->error.status == FS_OK) fs_job_row_too_big(j, r, &b->error);
+    } else if (b->error.status != FS_OK) {
         fs_job_fail(j, &b->error);
     } else if (j->error.status == FS_OK) {
         e->stats.rows++;
@@ -134,14 +142,41 @@ static void land(fs_engine *e, const fs_batch *b, fs_row *r, int duplicate) {
     fs_job_settle(j);
 }
 
-static void land_all(fs_engine *e, fs_batch *b) {
+/* The first half of the rows goes again; the others wait behind it. */
+static void halve(fs_batch *b) {
+    int64_t half = b->count / 2;
+    b->later += b->count - half;
+    b->count = half;
+}
+
+/* What waited behind the rows that are over. */
+static void advance(fs_batch *b) {
+    memmove(b->rows, b->rows + b->count, (size_t)b->later * sizeof *b->rows);
+    b->count = b->later;
+    b->later = 0;
+}
+
+/* Once more from the first stage, with the rows that are now the batch's. */
+static void start_again(fs_batch *b) {
+    b->tokens = b->longest = 0;
+    for (int64_t i = 0; i < b->count; i++) {
+        int32_t tokens = b->rows[i]->tokens;
+        b->tokens += tokens;
+        if (tokens > b->longest) b->longest = tokens;
+    }
+    b->open = 1;
+    b->error.status = FS_OK;
+    move_to(b, &b->replica->stages[0]);
+}
+
+static void land_all(fs_engine *e, fs_batch *b, int no_room) {
     for (int64_t i = 0; i < b->count; i++) {
         fs_row *leader = b->rows[i], *r = leader->next, *next;
         for (; r != leader; r = next) {
             next = r->next;
-            land(e, b, r, 1);
+            land(e, b, r, 1, no_room);
         }
-        land(e, b, leader, 0);
+        land(e, b, leader, 0, no_room);
     }
 }
 
@@ -157,22 +192,38 @@ static void break_engine(fs_engine *e, const fs_error *error) {
     pthread_cond_broadcast(&e->room);
 }
 
-void fs_batch_part_done(fs_batch *b, fs_part *part, fs_slot *slot) {
-    fs_engine *e = part->stage->engine;
-    fs_replica *replica = b->replica;
-    fs_slot_release(part->stage, slot);
-    if (--b->open > 0) return;
+/* Results, or the failure, to the jobs; without room, an error to the one row; of a batch that broke its device, those that waited behind get it as well. */
+static void land_rows(fs_engine *e, fs_batch *b, int no_room) {
+    if (b->broken) b->count += b->later, b->later = 0;
     close_rings(e, b);
     if (b->error.status == FS_OK) {
         pthread_mutex_unlock(&e->lock);
         copy_results(b);
         pthread_mutex_lock(&e->lock);
     }
-    land_all(e, b);
+    land_all(e, b, no_room);
     if (b->broken) break_engine(e, &b->error);
+}
+
+void fs_batch_part_done(fs_batch *b, fs_part *part, fs_slot *slot) {
+    fs_engine *e = part->stage->engine;
+    fs_replica *replica = b->replica;
+    fs_slot_release(part->stage, slot);
+    if (--b->open > 0) return;
+    int no_room = b->error.status == FS_NO_MEMORY && !b->broken;
+    if (no_room && b->count > 1) {
+        halve(b);
+    } else {
+        land_rows(e, b, no_room);
+        advance(b);
+    }
     fs_stage *last = &replica->stages[replica->stage_count - 1];
     if (b->slots[last->index]) fs_slot_release(last, b->slots[last->index]);
     memset(b->slots, 0, (size_t)replica->stage_count * sizeof *b->slots);
+    if (b->count > 0) {
+        start_again(b);
+        return;
+    }
     STAILQ_INSERT_HEAD(&replica->free, b, link);
     pthread_cond_signal(&e->work);
     if (--e->open_batches == 0 && e->stopping)

@@ -154,7 +154,7 @@ static void wait_for_oldest(fs_driver *d) {
     d->ahead = took > FS_BLOCKED_NS;
     pthread_mutex_lock(&e->lock);
     d->busy_ns += took;
-    if (st != FS_OK) fs_batch_failed(w.batch, &error, 1);
+    if (st != FS_OK) fs_batch_failed(w.batch, &error, st == FS_DEVICE);
     fs_batch_part_done(w.batch, w.part, w.slot);
 }
 

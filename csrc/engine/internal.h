@@ -114,8 +114,9 @@ typedef struct fs_batch {
     fs_replica *replica;
     fs_task task;
     int64_t count, tokens, longest;
+    int64_t later;          /* rows behind those that wait for their turn, after the device had no room for all */
     int64_t width;          /* floats of a result row */
-    fs_row **rows;          /* [count] leaders */
+    fs_row **rows;          /* [count + later] leaders */
     fs_slot **slots;        /* [stages] where it is or was */
     int open;               /* parts not waited for + 1 while stages are to come */
     fs_error error;         /* the first failure */
@@ -232,6 +233,8 @@ fs_status fs_driver_load(fs_driver *d);
 /* job.c; all under the lock */
 /* The job fails with `error` unless it has finished; it finishes at once or when its last flying row has landed. */
 void fs_job_fail(fs_job *j, const fs_error *error);
+/* Row r of j finds no room on the device: a row error, unless there is no memory even for that. */
+void fs_job_row_too_big(fs_job *j, const fs_row *r, const fs_error *why);
 /* A row has landed, or the job was failed: finishes it if that was the last. */
 void fs_job_settle(fs_job *j);
 

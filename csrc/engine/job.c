@@ -278,6 +278,25 @@ fs_status fs_job_wait(fs_job *j, double seconds, int *done) {
     return st;
 }
 
+void fs_job_row_too_big(fs_job *j, const fs_row *r, const fs_error *why) {
+    fs_status st = add_error(j, r->index);
+    if (st != FS_OK) {
+        fs_error error;
+        fs_error_take(&error, st);
+        fs_job_fail(j, &error);
+        return;
+    }
+    fs_row_error *error = &j->errors[j->error_count - 1];
+    while (error > j->errors && error[-1].row > r->index) { /* they are told in the order of the rows */
+        *error = error[-1];
+        error--;
+    }
+    *error = (fs_row_error){ .row = r->index, .code = FS_ROW_ROW_TOO_BIG };
+    snprintf(error->text, sizeof error->text, "row %lld with its %d tokens does not fit alone: %.120s",
+             (long long)r->index, (int)r->tokens, why->text);
+    j->engine->stats.failed_rows++;
+}
+
 int64_t fs_job_errors(fs_job *j, const fs_row_error **out) {
     *out = j->errors;
     return j->error_count;

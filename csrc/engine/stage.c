@@ -76,9 +76,9 @@ fs_status fs_replica_fits(const fs_engine *e, int device) {
     return fs_fail(
         FS_NO_MEMORY,
         "%s: the model takes %.1f MB (weights %.1f, workspace %.1f, staging %.1f) of a budget of %.1f MB, %.1f MB "
-        "are missing; raise max_memory or the container's limit, or lower FIRESTEEL_BATCH_TOKENS (now %lld)",
+        "are missing; raise max_memory or the container's limit, or lower FIRESTEEL_BATCH_TOKENS (now %lld)%s",
         d->name, MB(all), MB(n.weights), MB(n.workspace), MB(n.staging), MB(limit), MB(all - limit),
-        (long long)e->limits.max_tokens);
+        (long long)e->limits.max_tokens, d->budget.note);
 }
 
 static fs_status space_open(fs_space *s, const fs_engine *e, fs_device *d, size_t arena, size_t out) {

@@ -303,18 +303,16 @@ static void failing_ops(void) {
                 gate.original = e->replicas[0].stages[0].ops;
                 for (int k = 0; k < stages; k++) e->replicas[0].stages[k].ops.layer_norm = failing;
 
-                failure = FS_NO_MEMORY; /* of one step: the engine goes on */
+                failure = FS_NO_MEMORY; /* of one step: its rows go again, in halves */
                 atomic_store(&calls_until_failure, at);
                 make_rows(&q, 5, ROWS);
-                fs_job *j = submit(e, &q, &MEAN);
-                CHECK_FAILS(fs_job_wait(j, -1, &done), FS_NO_MEMORY, "no room for this step");
-                fs_job_free(j);
                 run(e, &q, &MEAN);
-                check_same(&q, &reference_rows, &MEAN, "after a step that failed");
+                CHECK(atomic_load(&calls_until_failure) <= 0);
+                check_same(&q, &reference_rows, &MEAN, "a step that found no room");
 
                 failure = FS_DEVICE; /* of the device: it does not */
                 atomic_store(&calls_until_failure, at);
-                j = submit(e, &q, &MEAN);
+                fs_job *j = submit(e, &q, &MEAN);
                 CHECK_FAILS(fs_job_wait(j, -1, &done), FS_DEVICE, "fell off the bus");
                 CHECK(strstr(fs_error_text(), "cpu:"));
                 fs_request r = as_request(&q, &MEAN);
@@ -325,6 +323,63 @@ static void failing_ops(void) {
                 CHECK_INT(fs_engine_stats_read(e).queued_rows, 0);
                 fs_engine_close(e);
             }
+    end();
+}
+
+/* A device with room for 3 rows of 20 tokens in all. */
+static fs_status narrow(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+    if (s->rows->B > 3 || s->rows->T > 20)
+        return fs_fail(FS_NO_MEMORY, "no room for %lld rows of %lld tokens", (long long)s->rows->B,
+                       (long long)s->rows->T);
+    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+}
+
+/* Batches are halved until they fit; a row that never does fails alone, as do those equal to it in other jobs. */
+static void a_row_without_room_fails_alone(void) {
+    static request q, same;
+    int done;
+    start();
+    for (int stages = 1; stages <= 3; stages += 2) {
+        const setup s = { .devices = { "cpu:0", "cpu:1" },
+                          .device_count = stages > 1 ? 2 : 1,
+                          .stage_count = stages,
+                          .stages = { { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } } };
+        fs_engine *e = opened(&model, &s);
+        gate.original = e->replicas[0].stages[0].ops;
+        e->replicas[0].stages[stages - 1].ops.layer_norm = narrow;
+        make_rows(&q, 5, ROWS);
+        make_rows(&same, 5, ROWS);
+        fs_job *jobs[] = { submit(e, &q, &MEAN), submit(e, &same, &MEAN) };
+        for (int j = 0; j < 2; j++) {
+            request *r = j ? &same : &q;
+            const fs_row_error *errors;
+            int64_t i = 0, n;
+            CHECK_OK(fs_job_wait(jobs[j], -1, &done));
+            n = fs_job_errors(jobs[j], &errors);
+            for (int64_t row = 0; row < ROWS; row++) {
+                int64_t tokens = r->offsets[row + 1] - r->offsets[row];
+                if (tokens <= 20) {
+                    CHECK(!memcmp(r->out + row * D, reference_rows.out + row * D, D * sizeof(float)));
+                    continue;
+                }
+                CHECK(i < n && errors[i].row == row && errors[i].code == FS_ROW_ROW_TOO_BIG);
+                if (i < n)
+                    CHECK(strstr(errors[i].text, "does not fit alone") && strstr(errors[i].text, "no room for 1"));
+                CHECK(r->out[row * D] == 99.0f);
+                i++;
+            }
+            CHECK_INT(i, n);
+            CHECK(n > 0 && n < ROWS);
+        }
+        fs_engine_stats stats = fs_engine_stats_read(e);
+        const fs_row_error *errors;
+        int64_t bad = 2 * fs_job_errors(jobs[0], &errors);
+        CHECK_INT(stats.failed_rows, bad);
+        CHECK_INT(stats.rows, 2 * ROWS - bad);
+        CHECK_INT(stats.queued_rows, 0);
+        for (int j = 0; j < 2; j++) fs_job_free(jobs[j]);
+        fs_engine_close(e);
+    }
     end();
 }
 
@@ -406,5 +461,5 @@ TESTS({ "cancel_in_mid_run", cancel_in_mid_run }, { "close_with_running_jobs", c
       { "wrong_options", wrong_options },
       { "a_follower_is_freed_behind_a_full_window", a_follower_is_freed_behind_a_full_window },
       { "a_full_inbox_blocks", a_full_inbox_blocks }, { "a_fork_is_told", a_fork_is_told },
-      { "failing_ops", failing_ops }, { "a_rank_that_stays_away", a_rank_that_stays_away },
-      { "every_allocation_can_fail", every_allocation_can_fail })
+      { "failing_ops", failing_ops }, { "a_row_without_room_fails_alone", a_row_without_room_fails_alone },
+      { "a_rank_that_stays_away", a_rank_that_stays_away }, { "every_allocation_can_fail", every_allocation_can_fail })
