@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#define WRITE "write \"auto\", \"cpu\", \"cuda\" or a list like \"cpu:0\", \"cpu:1\" or \"cuda:0\", \"cuda:1\""
+
 /* "cpu:1" -> kind "cpu", index 1; no index is 0. */
 static fs_status parse(const char *name, char kind[16], int *index) {
     const char *colon = strchr(name, ':');
@@ -19,20 +21,13 @@ static fs_status parse(const char *name, char kind[16], int *index) {
     }
     return FS_OK;
 bad:
-    return fs_fail(FS_CONFIG,
-                   "devices: '%.60s' is no device; write \"auto\", \"cpu\" or a list like \"cpu:0\", \"cpu:1\"", name);
+    return fs_fail(FS_CONFIG, "devices: '%.60s' is no device; " WRITE, name);
 }
 
 static fs_status find(const char *name, const char *kind, const fs_backend **out) {
-    if (!strcmp(kind, "cuda"))
-        return fs_fail(FS_DEVICE,
-                       "devices: '%.60s' needs the CUDA backend, which this build does not have; use \"cpu\"", name);
     /* measure computes nothing, so it is no place for a user's rows */
     if (!strcmp(kind, fs_measure_backend.name) || fs_backend_find(kind, out) != FS_OK)
-        return fs_fail(FS_CONFIG,
-                       "devices: '%.60s' is of no known kind; write \"auto\", \"cpu\" or a list like \"cpu:0\", "
-                       "\"cpu:1\"",
-                       name);
+        return fs_fail(FS_CONFIG, "devices: '%.60s' is of no known kind; " WRITE, name);
     return FS_OK;
 }
 
@@ -42,34 +37,40 @@ static int part(int whole, int index, int of) {
     return share > 0 ? share : 1;
 }
 
+static fs_status resolve_one(const char *name, int n, fs_device_choice *out) {
+    char kind[16];
+    int index;
+    FS_TRY(parse(name, kind, &index));
+    FS_TRY(find(name, kind, &out->backend));
+    if (out->backend == &fs_cpu_backend && index >= n)
+        return fs_fail(FS_CONFIG,
+                       "devices: '%s' lies beyond the %d named: the cores are cut into as many devices as are named, "
+                       "cpu:0 to cpu:%d; name its siblings too, or \"cpu\" for all cores",
+                       name, n, n - 1);
+    out->options.index = index;
+    return FS_OK;
+}
+
 fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
                              int *count) {
-    const char *taken[FS_DEVICES_MAX] = { NULL };
+    const char *best = fs_cuda_backend.count() > 0 ? "cuda" : "cpu";
     if (n < 1 || n > FS_DEVICES_MAX)
         return fs_fail(FS_CONFIG, "devices names %d devices; name 1 to %d, or \"auto\"", n, FS_DEVICES_MAX);
     for (int i = 0; i < n; i++) {
-        char kind[16];
-        int index;
-        const char *name = names[i];
-        if (!strcmp(name, "auto")) {
-            if (n > 1) return fs_fail(FS_CONFIG, "devices: \"auto\" stands alone; here it is one of %d names", n);
-            name = "cpu";
-        }
-        FS_TRY(parse(name, kind, &index));
-        FS_TRY(find(name, kind, &out[i].backend));
-        if (index >= n)
-            return fs_fail(
-                FS_CONFIG,
-                "devices: '%s' lies beyond the %d named: the cores are cut into as many devices as are named, "
-                "cpu:0 to cpu:%d; name its siblings too, or \"cpu\" for all cores",
-                name, n, n - 1);
-        if (taken[index])
-            return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are the same device; name each once", taken[index], name);
-        taken[index] = name;
+        int is_auto = !strcmp(names[i], "auto");
+        if (is_auto && n > 1)
+            return fs_fail(FS_CONFIG, "devices: \"auto\" stands alone; here it is one of %d names", n);
         out[i].options = *common;
-        out[i].options.index = index;
+        FS_TRY(resolve_one(is_auto ? best : names[i], n, &out[i]));
+        if (out[i].backend != out[0].backend)
+            return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are of two kinds; devices of one engine are of one kind",
+                           names[0], names[i]);
+        for (int k = 0; k < i; k++)
+            if (out[k].options.index == out[i].options.index)
+                return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are the same device; name each once", names[k],
+                               names[i]);
         out[i].options.of = n;
-        if (common->threads) out[i].options.threads = part(common->threads, index, n);
+        if (common->threads) out[i].options.threads = part(common->threads, out[i].options.index, n);
     }
     *count = n;
     return FS_OK;

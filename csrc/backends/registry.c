@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-const fs_backend *const fs_backends[] = { &fs_cpu_backend, &fs_measure_backend, NULL };
+const fs_backend *const fs_backends[] = { &fs_cpu_backend, &fs_cuda_backend, &fs_measure_backend, NULL };
 
 fs_status fs_backend_find(const char *name, const fs_backend **out) {
     char known[256] = "";

@@ -1,0 +1,36 @@
+/* ops_attention.c - attention over rows: the kernel made for heads of this width or the next wider one. */
+#include "backends/cuda/ops_inside.h"
+
+enum { QUERIES = 64, QUERIES_128 = 32, WIDEST = 128 }; /* of a block: attention.cu */
+
+fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
+    if (!fs_fits_attention(y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
+    const int width = (int)(y.cols / heads);
+    if (width > WIDEST)
+        return fs_fail(FS_CONFIG,
+                       "%s: heads of %d numbers are wider than the %d that attention is made for; "
+                       "use a checkpoint with narrower heads or devices=\"cpu\"",
+                       s->device->name, width, WIDEST);
+    if (y.rows == 0) return FS_OK;
+    const fs_cuda_attention a = { .y = y.at,
+                                  .q = q.at,
+                                  .k = k.at,
+                                  .v = v.at,
+                                  .offsets = s->rows->offsets,
+                                  .y_stride = y.stride,
+                                  .q_stride = q.stride,
+                                  .k_stride = k.stride,
+                                  .v_stride = v.stride,
+                                  .B = (int)s->rows->B,
+                                  .longest = (int)s->rows->longest,
+                                  .heads = heads,
+                                  .width = width,
+                                  .scale = mask->scale,
+                                  .type = q.dtype,
+                                  .y_type = y.dtype };
+    const fs_cuda_kernel kernel = width <= 32   ? FS_CUDA_fs_attention_32_kernel
+                                  : width <= 64 ? FS_CUDA_fs_attention_64_kernel
+                                                : FS_CUDA_fs_attention_128_kernel;
+    const unsigned blocks = (unsigned)a.B * fs_cuda_blocks(a.longest, width > 64 ? QUERIES_128 : QUERIES);
+    return fs_cuda_launch(s->queue, kernel, (fs_cuda_grid){ blocks, (unsigned)heads, 1 }, &a);
+}

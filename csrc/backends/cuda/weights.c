@@ -1,0 +1,138 @@
+/* weights.c - how weights lie in device memory, and how file rows get there.
+ *
+ *     MATRIX, TABLE    rows as they are, [N][K], in the type of the computation
+ *     VECTOR           K floats
+ *
+ * Rows come from a file's bytes, at any address and in any float type: the host converts them into a half of the
+ * staging (cuda.h), a copy takes them from there. */
+#include "backends/cuda/cuda.h"
+#include "base/half.h"
+
+#include <string.h>
+
+static fs_dtype type_of(const fs_weight_desc *desc) { return desc->kind == FS_VECTOR ? FS_F32 : desc->dtype; }
+
+static size_t content_bytes(const fs_weight_desc *desc) {
+    return (size_t)(desc->N * desc->K) * fs_dtype_bytes(type_of(desc));
+}
+
+size_t fs_cuda_weight_bytes(fs_device *d, const fs_weight_desc *desc) {
+    (void)d;
+    return (content_bytes(desc) + 255) & ~(size_t)255; /* where one begins, vectors of 16 bytes can be loaded */
+}
+
+fs_status fs_cuda_weight_begin(fs_device *d, fs_weight *w, const fs_weight_desc *desc, void *slab_at) {
+    if (!d->backend->computes(d, desc->dtype))
+        return fs_fail(FS_CONFIG, "%s does not compute in %s; use dtype=\"fp32\" or \"auto\"", d->name,
+                       fs_dtype_name(desc->dtype));
+    if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
+        (desc->kind == FS_VECTOR && desc->N != 1))
+        return fs_fail(FS_CHECKPOINT,
+                       "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
+                       "a vector has one row",
+                       (long long)desc->N, (long long)desc->K, INT32_MAX);
+    *w = (fs_weight){ .desc = *desc, .at = slab_at };
+    return FS_OK;
+}
+
+fs_status fs_cuda_staging_open(fs_cuda_device *d) {
+    FS_TRY(fs_cuda_check(d, d->cu->stream_create(&d->load_stream, FS_CU_STREAM_NON_BLOCKING), "making a stream"));
+    for (int i = 0; i < FS_CUDA_HALVES; i++) {
+        FS_TRY(d->head.backend->alloc_pinned(&d->head, FS_CUDA_HALF_BYTES, &d->half[i]));
+        FS_TRY(fs_cuda_check(d, d->cu->event_create(&d->half_free[i], FS_CU_EVENT_QUIET), "making an event"));
+    }
+    return FS_OK;
+}
+
+void fs_cuda_staging_close(fs_cuda_device *d) {
+    if (d->load_stream) d->cu->stream_synchronize(d->load_stream);
+    for (int i = 0; i < FS_CUDA_HALVES; i++) {
+        if (d->half_free[i]) d->cu->event_destroy(d->half_free[i]);
+        d->head.backend->release(&d->head, &d->half[i]);
+    }
+    if (d->load_stream) d->cu->stream_destroy(d->load_stream);
+}
+
+/* The half to fill next, when the copy out of it is over. */
+static fs_status free_half(fs_cuda_device *d, char **out) {
+    *out = d->half[d->next_half].at;
+    return fs_cuda_check(d, d->cu->event_synchronize(d->half_free[d->next_half]), "copying weights");
+}
+
+/* The first bytes of the half, to `to` on the device. */
+static fs_status send_half(fs_cuda_device *d, void *to, size_t bytes) {
+    int half = d->next_half;
+    fs_cu_address at = (fs_cu_address)(uintptr_t)to;
+    FS_TRY(fs_cuda_check(d, d->cu->upload(at, d->half[half].at, bytes, d->load_stream), "copying weights"));
+    d->next_half = (half + 1) % FS_CUDA_HALVES;
+    return fs_cuda_check(d, d->cu->event_record(d->half_free[half], d->load_stream), "copying weights");
+}
+
+/* n numbers in another type; equal types are copied as they are, whatever they hold. */
+static void convert(void *to, fs_dtype to_type, const char *from, fs_dtype from_type, int64_t n) {
+    enum { PIECE = 256 };
+    float piece[PIECE];
+    const size_t to_bytes = fs_dtype_bytes(to_type), from_bytes = fs_dtype_bytes(from_type);
+    if (to_type == from_type) {
+        memcpy(to, from, (size_t)n * to_bytes);
+        return;
+    }
+    for (int64_t at = 0, take; at < n; at += take) {
+        take = n - at < PIECE ? n - at : PIECE;
+        fs_to_f32(piece, from + (size_t)at * from_bytes, from_type, take);
+        fs_from_f32((char *)to + (size_t)at * to_bytes, piece, to_type, take);
+    }
+}
+
+typedef struct {
+    const char *at;
+    size_t stride_bytes;
+    fs_dtype type;
+} file_rows;
+
+/* Whole rows as many as a half takes; of rows wider than that, pieces. */
+static fs_status stage_rows(fs_cuda_device *d, char *to, fs_dtype type, int64_t rows, int64_t K, file_rows from) {
+    const size_t item = fs_dtype_bytes(type), from_item = fs_dtype_bytes(from.type);
+    const int64_t room = FS_CUDA_HALF_BYTES / (int64_t)item, cols = K < room ? K : room;
+    const int64_t most = K < room ? room / K : 1;
+    char *half;
+    for (int64_t r = 0, n; r < rows; r += n) {
+        n = rows - r < most ? rows - r : most;
+        for (int64_t k = 0, take; k < K; k += take) {
+            take = K - k < cols ? K - k : cols;
+            FS_TRY(free_half(d, &half));
+            for (int64_t i = 0; i < n; i++)
+                convert(half + (size_t)(i * take) * item, type,
+                        from.at + (size_t)(r + i) * from.stride_bytes + (size_t)k * from_item, from.type, take);
+            FS_TRY(send_half(d, to + (size_t)(r * K + k) * item, (size_t)(n * take) * item));
+        }
+    }
+    return FS_OK;
+}
+
+fs_status fs_cuda_weight_fill(fs_device *head, fs_weight *w, int64_t row, int64_t rows, const void *from,
+                              size_t stride_bytes, fs_dtype from_dtype) {
+    fs_cuda_device *d = fs_cuda(head);
+    const int64_t N = w->desc.N, K = w->desc.K;
+    if (row < 0 || rows < 0 || row > N || rows > N - row)
+        return fs_fail(FS_CHECKPOINT, "rows %lld ... %lld do not lie in a weight of [%lld, %lld]", (long long)row,
+                       (long long)(row + rows - 1), (long long)N, (long long)K);
+    if (from_dtype != FS_F32 && from_dtype != FS_F16 && from_dtype != FS_BF16)
+        return fs_fail(FS_CHECKPOINT, "a weight cannot be filled from %s; fp32, fp16 and bf16 are read",
+                       fs_dtype_name(from_dtype));
+    FS_TRY(fs_cuda_enter(d));
+    pthread_mutex_lock(&d->loading);
+    const fs_dtype type = type_of(&w->desc);
+    const file_rows file = { .at = from, .stride_bytes = stride_bytes, .type = from_dtype };
+    fs_status st = stage_rows(d, (char *)w->at + (size_t)(row * K) * fs_dtype_bytes(type), type, rows, K, file);
+    pthread_mutex_unlock(&d->loading);
+    return st;
+}
+
+/* Queues know nothing of the loading stream, so what was copied has arrived before the weight is used. */
+fs_status fs_cuda_weight_end(fs_device *head, fs_weight *w) {
+    fs_cuda_device *d = fs_cuda(head);
+    (void)w;
+    FS_TRY(fs_cuda_enter(d));
+    return fs_cuda_check(d, d->cu->stream_synchronize(d->load_stream), "copying weights");
+}
