@@ -12,17 +12,22 @@ BENCH_FLAGS  ?=
 TORCH        ?= torch==2.13.0
 RUFF         := ruff==0.17.6
 CLANG_FORMAT := clang-format==23.1.5
+# The compiler of the CUDA kernels, 90 MB: FIRESTEEL_CUDA=0 does without, =1 insists (see "Building" in README.md).
+NVRTC        := nvidia-cuda-nvrtc-cu12==12.9.*
+WHEEL_TOOLS  := ziglang==0.17.1 auditwheel==6.8.2 abi3audit==0.0.26
 
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
-CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc')
-C_CODE  = $(shell find csrc tests -name build -prune -o \( -name '*.[ch]' -o -name '*.inc' \) -print)
-PYTHON_CODE := setup.py python tests benchmarks notebooks
+CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
+C_CODE  = $(shell find csrc tests -name build -prune -o \
+              \( -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) -print)
+PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks
 
 # Spark needs a Java: scripts/java-home finds one or installs one into the environment.
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
+.PHONY: softcuda-full mutations gpu-check gpu-check-pack
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -34,8 +39,10 @@ help:
 	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
 	@echo 'make fuzz            ten minutes of fuzzing (FUZZ_SECONDS=$(FUZZ_SECONDS)); make fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
+	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
+	@echo 'make gpu-check       on a machine with a GPU: tests and figures, from what make gpu-check-pack has put into dist/'
 	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
-	@echo 'make wheel           dist/firesteel-*.whl'
+	@echo 'make wheel           dist/firesteel-*.whl for every Python and Linux, with CUDA kernels, checked and tried out'
 	@echo 'make clean           remove environments, builds and stamps'
 
 # -- what people run ---------------------------------------------------------------------------------------------------
@@ -80,9 +87,31 @@ format: $(LINT)/.lint
 	@$(LINT)/bin/ruff format $(PYTHON_CODE)
 	@$(LINT)/bin/clang-format -i $(C_CODE)
 
-wheel: $(VENV)/.build
-	@$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	@ls -sh dist/*.whl
+softcuda-full: $(VENV)/.test $(VENV)/.core
+	@$(PY) -m pytest -q tests/test_softcuda.py tests/test_cuda.py tests/test_cuda_coverage.py tests/test_cuda_mutations.py \
+	    tests/test_doctor_cuda.py tests/test_gpu_check.py
+	@$(PY) -m pytest -q tests/test_ops.py -k cuda
+
+mutations: $(VENV)/.test $(VENV)/.core
+	@$(PY) tests/softcuda/mutations.py
+
+# What scripts/gpu-check installs without a network, on Python 3.12 beside torch and transformers, which bring the rest
+# that the wheel needs; and the kernels, for ops that are tested one by one. 64 MB is what such machines take in, the
+# checkout included; newer pyarrows alone are 55.
+gpu-check-pack: wheel
+	@rm -rf dist/gpu-check
+	@$(PY) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: --dest dist/gpu-check \
+	    --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+	    'pyarrow==18.*' pytest iniconfig packaging pluggy pygments
+	@$(PY) build_tools/kernels.py --out dist/gpu-check/images
+	@size=$$(du -cm dist/gpu-check dist/firesteel-*.whl | tail -n 1 | cut -f 1); echo "dist: $$size MB"; [ $$size -le 60 ] || \
+	    { echo "that is more than the 60 MB, beside the checkout, which a bare machine takes in" >&2; exit 1; }
+
+gpu-check:
+	@GPU_CHECK_COMMIT="$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)" PYTHON=$(PYTHON) scripts/gpu-check
+
+wheel: $(VENV)/.wheel
+	@$(PY) build_tools/release.py
 
 clean:
 	rm -rf $(VENV) $(REFERENCE) $(LINT) build dist python/firesteel.egg-info python/firesteel/*.so
@@ -102,13 +131,29 @@ $(VENV)/.build: $(VENV)/.made
 	@$(PIP) 'setuptools>=77' wheel 'numpy>=2.0'
 	@touch $@
 
+# A stamp of its own, so that environments from before there were kernels get it too.
+$(VENV)/.nvrtc: $(VENV)/.build
+	@echo '== NVRTC, to compile CUDA kernels with'
+	@case "$$FIRESTEEL_CUDA" in \
+	    0) echo 'left out, as FIRESTEEL_CUDA=0 asks' ;; \
+	    1) $(PIP) '$(NVRTC)' ;; \
+	    *) $(PIP) '$(NVRTC)' 2>$(VENV)/nvrtc.log || \
+	        echo 'pip cannot install $(NVRTC) ($(VENV)/nvrtc.log): going on CPU-only' ;; \
+	esac
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.nvrtc Makefile
+	@echo '== $(WHEEL_TOOLS)'
+	@$(PIP) $(WHEEL_TOOLS)
+	@touch $@
+
 # The package is installed as editable: its C module lies in python/firesteel and is made again when csrc/ changes.
-$(VENV)/.package: $(VENV)/.build pyproject.toml setup.py
+$(VENV)/.package: $(VENV)/.build $(VENV)/.nvrtc pyproject.toml setup.py
 	@echo '== firesteel and what it needs'
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.core: $(VENV)/.package $(CORE)
+$(VENV)/.core: $(VENV)/.package $(CORE) build_tools/kernels.py
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 

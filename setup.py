@@ -9,15 +9,19 @@ Switches, all from the environment:
     FIRESTEEL_DEBUG=1                          -O0 -g, assertions on
     FIRESTEEL_SANITIZE=address,undefined       also `thread`; the test process must preload the sanitizer's run time
     FIRESTEEL_WERROR=1                         warnings are errors
+    FIRESTEEL_CUDA=1                           with CUDA kernels, or fail; 0: without; unset: if NVRTC is installed
 
 Objects are kept in build/objects/<variant> and compiled again only when their command line, their source or any header
-has changed, so `pip install -e .` after an edit costs one file.
+has changed, so `pip install -e .` after an edit costs one file. CUDA kernels are compiled by build_tools/kernels.py and
+embedded by csrc/backends/cuda/images.c. CC and LDSHARED name another compiler, as for any extension.
 """
 
 import functools
+import hashlib
 import os
 import platform
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
@@ -27,6 +31,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+import kernels  # noqa: E402
+
 SOURCES = sorted(glob("csrc/**/*.c", root_dir=ROOT, recursive=True))
 HEADERS = sorted(name for x in ("h", "def", "inc") for name in glob(f"csrc/**/*.{x}", root_dir=ROOT, recursive=True))
 DEBUG = os.environ.get("FIRESTEEL_DEBUG", "") not in ("", "0")
@@ -48,6 +55,10 @@ if SANITIZE:
 if WERROR:
     CFLAGS += ["-Werror"]
 VARIANT = "-".join(filter(None, ["debug" if DEBUG else "release", *SANITIZE.split(","), "werror" if WERROR else ""]))
+# Another compiler has objects of its own: a wheel by zig and a build by gcc would take turns to compile everything.
+COMPILER = "\n".join(os.environ.get(name, "") for name in ("CC", "LDSHARED")).strip()
+if COMPILER:
+    VARIANT += "-" + hashlib.sha256(COMPILER.encode()).hexdigest()[:8]
 
 
 @functools.cache
@@ -63,11 +74,14 @@ def build_identity(version: str) -> str:
     return f"{version}+{found.stdout.strip()}"
 
 
-def flags_of(source: str, version: str) -> list[str]:
-    """Flags for one file: only csrc/py sees NumPy's headers and the build's name, so nothing else depends on them."""
-    if not source.startswith("csrc/py/"):
-        return []
-    return [f"-I{numpy.get_include()}", f'-DFS_BUILD="{build_identity(version)}"']
+def flags_of(source: str, version: str, images: Path | None) -> list[str]:
+    """Flags for one file: only csrc/py sees NumPy's headers and the build's name, so nothing else depends on them, and
+    only images.c sees where the CUDA images lie, in a folder named after all that they were made of."""
+    if source.startswith("csrc/py/"):
+        return [f"-I{numpy.get_include()}", f'-DFS_BUILD="{build_identity(version)}"']
+    if source == "csrc/backends/cuda/images.c" and images is not None:
+        return [f'-DFS_CUDA_IMAGES="{images}"']
+    return []
 
 
 class BuildExt(build_ext):
@@ -81,6 +95,10 @@ class BuildExt(build_ext):
         self.build_temp = os.path.join("build", "objects", f"{VARIANT}-{platform.machine()}")
 
     def build_extension(self, ext: Extension) -> None:
+        try:
+            images = kernels.for_build()
+        except kernels.BuildError as error:
+            sys.exit(f"firesteel: {error}")
         version = self.distribution.get_version()
         newest_header = max(os.stat(name).st_mtime for name in [*HEADERS, "setup.py"])
         cc = self.compiler
@@ -101,7 +119,9 @@ class BuildExt(build_ext):
                 output_dir, macros, include_dirs, sources, rest.get("depends"), rest.get("extra_postargs")
             )
             base = [*cc.compiler_so, *cc._get_cc_args(pp_opts, debug, extra_preargs), *extra]
-            jobs = [(obj, [*base, *flags_of(build[obj][0], version), build[obj][0], "-o", obj]) for obj in objects]
+            jobs = [
+                (obj, [*base, *flags_of(build[obj][0], version, images), build[obj][0], "-o", obj]) for obj in objects
+            ]
             with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 list(pool.map(compile_one, jobs))
             return objects

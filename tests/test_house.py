@@ -108,10 +108,11 @@ def test_wheel_imports_from_its_own_files(wheel, tmp_path):
 def test_sdist_holds_every_source(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".inc")]
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".c", ".h", ".def", ".inc", ".cu", ".cuh")]
     package = [p for p in (ROOT / "python").rglob("*") if p.suffix in PACKAGE_FILES]
     expected = {p.relative_to(ROOT).as_posix() for p in [*sources, *package]}
     expected |= {"setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", "scripts/java-home"}
+    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "build_tools").glob("*.py")}
     assert not expected - held
     assert not {name for name in held if name.endswith((".so", ".o", ".pyc"))}
 
