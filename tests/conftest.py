@@ -18,6 +18,14 @@ def minilm() -> str:
 
 
 @pytest.fixture(scope="session")
+def software_driver() -> str:
+    """The CUDA driver in software, made once for all runs of this checkout."""
+    from softcuda import build
+
+    return str(build.build(Path(__file__).parent.parent / "build" / "softcuda"))
+
+
+@pytest.fixture(scope="session")
 def spark(tmp_path_factory):
     """One local[2] Spark session for the whole run, whose workers are this very Python."""
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
