@@ -26,8 +26,10 @@ def built() -> Path:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_c(built: Path, program: str) -> None:
+def test_c(built: Path, program: str, request) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FIRESTEEL_")}
+    if program == "test_cuda":
+        clean |= {"FIRESTEEL_LIBCUDA": request.getfixturevalue("software_driver"), "SOFTCUDA_DEVICES": "4"}
     ran = subprocess.run([built / program], capture_output=True, text=True, timeout=600, env=clean)
     if ran.returncode:
         pytest.fail(f"{program} ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}", pytrace=False)

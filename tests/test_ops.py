@@ -8,6 +8,7 @@ nothing, so of it only the trace is looked at.
 from __future__ import annotations
 
 import ctypes as C
+import inspect
 import itertools
 import math
 import os
@@ -57,16 +58,27 @@ class Epilogue(C.Structure):
     _fields_ = [("bias", C.POINTER(Weight)), ("activation", C.c_int), ("residual", C.POINTER(View))]
 
 
+def image_flags(folder: Path) -> list[str]:
+    """The software device looks at no image, so empty ones stand for the compiled kernels."""
+    names = re.findall(r'X\(\d+, \d, "([^"]+)"\)', (ROOT / "csrc/backends/cuda/images.c").read_text())
+    assert names
+    for name in names:
+        (folder / name).touch()
+    return [f'-DFS_CUDA_IMAGES="{folder}"']
+
+
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory) -> C.CDLL:
     cc = os.environ.get("CC", "cc")
     folder = tmp_path_factory.mktemp("ops")
+    images = image_flags(folder)
     sources = [p for room in ("base", "backends") for p in sorted((ROOT / "csrc" / room).rglob("*.c"))]
     sources.append(ROOT / "tests/c/ops_shim.c")
 
     def build(source: Path) -> str:
         obj = folder / ("_".join(source.relative_to(ROOT).parts) + ".o")
-        done = subprocess.run([cc, *CFLAGS, "-c", source, "-o", obj], capture_output=True, text=True)
+        flags = [*CFLAGS, *images] if source.name == "images.c" else CFLAGS
+        done = subprocess.run([cc, *flags, "-c", source, "-o", obj], capture_output=True, text=True)
         assert not done.returncode, f"{source} does not compile:\n{done.stderr[-4000:]}"
         return str(obj)
 
@@ -91,10 +103,10 @@ class ShimError(Exception):
 class Device:
     """One device of one backend; arrays go in and out as NumPy."""
 
-    def __init__(self, lib: C.CDLL, backend: str, path: str = "", threads: int = 1):
+    def __init__(self, lib: C.CDLL, backend: str, path: str = "", threads: int = 1, index: int = 0):
         self.lib, self.backend, self.kept = lib, backend, []
         self.handle = voidp()
-        self.call("open", C.byref(self.handle), backend.encode(), path.encode(), threads, bare=True)
+        self.call("open", C.byref(self.handle), backend.encode(), path.encode(), threads, index, bare=True)
 
     def call(self, name: str, *args, bare: bool = False) -> None:
         status = getattr(self.lib, f"shim_{name}")(*args if bare else (self.handle, *args))
@@ -137,8 +149,10 @@ class Device:
         self.call("download", voidp(flat.ctypes.data), voidp(v.at), C.c_size_t(flat.nbytes))
         return np.array([flat[r * v.stride : r * v.stride + v.cols] for r in range(v.rows)])
 
-    def weight(self, w: np.ndarray, kind: int, dtype: int = F32, piece: int = 1 << 30, pad: int = 0) -> Weight:
-        """`pad` bytes before the data and after each row: file data lies anywhere."""
+    def weight(
+        self, w: np.ndarray, kind: int, dtype: int = F32, piece: int = 1 << 30, pad: int = 0, held_in: int = F32
+    ) -> Weight:
+        """`pad` bytes before the data and after each row: file data lies anywhere. held_in: the type computed in."""
         w2 = np.atleast_2d(np.asarray(w, np.float32))
         raw = {
             F32: lambda: w2,
@@ -151,7 +165,7 @@ class Device:
         for r, row in enumerate(data):
             blob[pad + r * stride : pad + r * stride + row.nbytes] = row.tobytes()
         held = (C.c_char * len(blob)).from_buffer(blob)
-        out, memory, desc = Weight(), Memory(), WeightDesc(kind, F32, *w2.shape)
+        out, memory, desc = Weight(), Memory(), WeightDesc(kind, held_in, *w2.shape)
         self.call(
             "weight",
             C.byref(desc),
@@ -410,7 +424,7 @@ def reduce_case(T, D):
 
     def run(dev):
         dev.call("all_reduce", dev.view(random(T, D)))  # a group of one: nothing happens
-        ranks = [Device(dev.lib, dev.backend, dev.path, 1) for _ in range(2)]
+        ranks = [Device(dev.lib, dev.backend, dev.path, 1, i if dev.backend == "cuda" else 0) for i in range(2)]
         comm, parts = voidp(), [random(T, D, seed=i) for i in range(2)]
         handles = (voidp * 2)(*[r.handle for r in ranks])
         try:
@@ -485,7 +499,8 @@ CASES = {
     "all_reduce": [reduce_case(5, 33)],
 }  # fmt: skip
 
-BACKENDS = [("cpu", "avx512"), ("cpu", "avx2"), ("cpu", "portable"), ("cpu", "avx512-tiles"), ("measure", "")]
+BACKENDS = [("cpu", "avx512"), ("cpu", "avx2"), ("cpu", "portable"), ("cpu", "avx512-tiles")]
+BACKENDS += [("measure", ""), ("cuda", "")]
 
 
 def test_all_ops_have_cases(shim):
@@ -505,9 +520,18 @@ def runs_here(shim, path: str) -> str:
     return f"not compiled for this machine: {path}"
 
 
+@pytest.fixture
+def software_gpu(software_driver, monkeypatch) -> None:
+    """The driver that the CUDA backend finds; the shim opens it once and keeps it."""
+    monkeypatch.setenv("FIRESTEEL_LIBCUDA", software_driver)
+    monkeypatch.setenv("FIRESTEEL_LIBNCCL", software_driver)
+
+
 @pytest.fixture(params=BACKENDS, ids="-".join)
 def device(request, shim, monkeypatch):
     backend, path = request.param
+    if backend == "cuda":
+        request.getfixturevalue("software_gpu")
     if backend == "cpu" and (why := runs_here(shim, path)):
         pytest.skip(why)
     monkeypatch.setenv("FIRESTEEL_TEST_POISON", "1")
@@ -517,12 +541,21 @@ def device(request, shim, monkeypatch):
     dev.close()
 
 
+def too_wide(device, case) -> bool:
+    """The CUDA kernels take heads of up to 128 numbers."""
+    return device.backend == "cuda" and inspect.getclosurevars(case).nonlocals.get("E", 0) > 128
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_op_agrees_with_numpy(device, op, monkeypatch):
     if device.backend == "measure":
         monkeypatch.setitem(globals(), "check", lambda *a, **k: None)
     for i, case in enumerate(CASES[op]):
         try:
+            if too_wide(device, case):
+                with pytest.raises(ShimError, match="wider than the 128"):
+                    case(device)
+                continue
             case(device)
         except AssertionError as e:
             arguments = {k: v.cell_contents for k, v in zip(case.__code__.co_freevars, case.__closure__, strict=True)}
@@ -540,12 +573,16 @@ def same(a, b, what=""):
     np.testing.assert_array_equal(np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32), err_msg=what)
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable", "avx512-tiles"])
+@pytest.fixture(params=["avx512", "avx2", "portable", "avx512-tiles", "cuda"])
 def pair(request, shim):
-    """The same path with one thread and with three."""
-    if why := runs_here(shim, request.param):
+    """The same path with one thread and with three; two GPUs."""
+    if request.param == "cuda":
+        request.getfixturevalue("software_gpu")
+        devices = [Device(shim, "cuda", index=i) for i in range(2)]
+    elif why := runs_here(shim, request.param):
         pytest.skip(why)
-    devices = [Device(shim, "cpu", request.param, n) for n in (1, 3)]
+    else:
+        devices = [Device(shim, "cpu", request.param, n) for n in (1, 3)]
     yield devices
     for dev in devices:
         dev.close()
@@ -630,14 +667,40 @@ def test_avx512_tiles_and_avx2_give_the_same_bits(shim):
         dev.close()
 
 
+@pytest.mark.parametrize("act", ["none", "gelu"])
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("N, K", [(64, 64), (70, 50), (33, 385), (130, 96)])
+def test_products_in_16_bits(shim, software_gpu, dtype, N, K, act):
+    """Weights and what meets them are rounded once, sums are fp32; a row has the same bits in any batch."""
+    dev = Device(shim, "cuda")
+    x, w, bias, r = random(200, K), random(N, K, seed=1), random(N, seed=2), random(200, N, seed=3)
+    held = dev.weight(w, MATRIX, held_in=dtype)
+    whole = dev.matmul(x, held, bias, act, r)
+    a, b = rounded(x, dtype), rounded(w, dtype)
+    size = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)
+    check(whole, np_epilogue(a @ b.T, bias, act, r), 1 + size, 1e-6)
+    for first, last in ((0, 1), (5, 6), (64, 128), (63, 130), (199, 200)):
+        same(dev.matmul(x[first:last], held, bias, act, r[first:last]), whole[first:last], f"rows {first} to {last}")
+    dev.close()
+
+
+def rounded(a: np.ndarray, dtype: int) -> np.ndarray:
+    """float64 of the nearest fp16 or bf16, ties to even."""
+    if dtype == F16:
+        return a.astype(np.float16).astype(np.float64)
+    bits = np.ascontiguousarray(a, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1) >> 16) << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
 # Weights, accuracy, refusals -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 @pytest.mark.parametrize("N, K", [(1, 1), (33, 300), (80, 17)])
-def test_weights_can_be_filled_from_any_file(shim, dtype, N, K):
+def test_weights_can_be_filled_from_any_file(shim, software_gpu, dtype, N, K, backend):
     """Types, pieces in any order, odd addresses: the same weight."""
-    dev = Device(shim, "cpu", "", 1)
+    dev = Device(shim, backend, "", 1)
     w = random(N, K).astype(np.float16).astype(np.float32)
     if dtype == BF16:
         w = (w.view(np.uint32) & 0xFFFF0000).view(np.float32)
@@ -650,6 +713,16 @@ def test_weights_can_be_filled_from_any_file(shim, dtype, N, K):
         row = Gather(C.pointer(t), dev.array(table))
         dev.call("gather", y, C.byref(row), 1)
         same(dev.read(y), w)
+    dev.close()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_rows_longer_than_what_is_staged_at_once(shim, software_gpu, backend):
+    dev = Device(shim, backend, "", 1)
+    w = random(2, 1_100_000)
+    t, y = dev.weight(w, TABLE, pad=2), dev.view(np.zeros_like(w))
+    dev.call("gather", y, C.byref(Gather(C.pointer(t), dev.array(np.arange(2, dtype=np.int32)))), 1)
+    same(dev.read(y), w)
     dev.close()
 
 

@@ -89,7 +89,7 @@ static inline void check_same(const request *a, const request *b, const fs_task 
 }
 
 typedef struct {
-    const char *devices[3];
+    const char *devices[4];
     int device_count, threads, stage_count;
     fs_stage_plan stages[8];
     const char *knobs[8]; /* name, value, name, value, ... */

@@ -24,8 +24,12 @@ typedef struct {
     fs_event *event;
     fs_ops ops;
     fs_rows rows;
+    fs_memory arena_memory;
+    fs_arena arena;
     fs_step step;
 } shim;
+
+enum { ARENA_BYTES = 1 << 20 };
 
 SHIM const char *shim_error(void) { return fs_error_text(); }
 SHIM int shim_op_count(void) { return (int)(sizeof(fs_ops) / sizeof(void (*)(void))); }
@@ -48,17 +52,19 @@ SHIM void shim_close(shim *s) {
     if (s->device) {
         backend(s)->event_free(s->event);
         backend(s)->queue_free(s->step.queue);
+        backend(s)->release(s->device, &s->arena_memory);
         backend(s)->close(s->device);
     }
     fs_free(s);
 }
 
-SHIM int shim_open(shim **out, const char *name, const char *path, int threads) {
+/* index: which part of the host, or which GPU. */
+SHIM int shim_open(shim **out, const char *name, const char *path, int threads, int index) {
     fs_status st = FS_OK;
     shim *s = NULL;
     const fs_backend *b;
     int tiles = path && !strcmp(path, "avx512-tiles");
-    fs_device_options options = { .threads = threads, .path = tiles ? "avx2" : path };
+    fs_device_options options = { .threads = threads, .path = tiles ? "avx2" : path, .index = index, .of = index + 1 };
     FS_GO(fs_backend_find(name, &b));
     FS_GO(fs_alloc(&s, 1, sizeof *s));
     FS_GO(b->open(&s->device, &options));
@@ -67,6 +73,9 @@ SHIM int shim_open(shim **out, const char *name, const char *path, int threads) 
 #endif
     FS_GO(b->queue_new(s->device, &s->step.queue));
     FS_GO(b->event_new(s->device, &s->event));
+    FS_GO(b->alloc(s->device, FS_WORKSPACE, ARENA_BYTES, &s->arena_memory));
+    s->arena = fs_arena_over(s->arena_memory.at, ARENA_BYTES);
+    s->step.arena = &s->arena;
     s->ops = fs_ops_complete(b->ops);
     s->step.device = s->device, s->step.ops = &s->ops, s->step.rows = &s->rows, s->step.ranks = 1;
     *out = s, s = NULL;
@@ -143,6 +152,7 @@ SHIM int shim_comm(shim *const ranks[], int size, double seconds, fs_comm **out)
     for (int i = 0; i < size; i++) ranks[i]->step.comm = *out, ranks[i]->step.rank = i, ranks[i]->step.ranks = size;
     return FS_OK;
 }
+SHIM int shim_computes(shim *s, int dtype) { return backend(s)->computes(s->device, (fs_dtype)dtype); }
 SHIM void shim_comm_close(shim *s, fs_comm *c) { backend(s)->comm_close(c); }
 
 SHIM int shim_gather(shim *s, fs_view y, const fs_gather *tables, int n) {

@@ -24,8 +24,8 @@ static const naming namings[] = {
     { { "cpu:0", "cpu:1" }, 3, FS_OK, "", { 0, 1 }, { 2, 1 } },
     { { "cpu:2", "cpu:0", "cpu:1" }, 4, FS_OK, "", { 2, 0, 1 }, { 1, 2, 1 } },
     { { "cpu:0", "cpu:1", "cpu:2" }, 1, FS_OK, "", { 0, 1, 2 }, { 1, 1, 1 } },
-    { { "cuda" }, 0, FS_DEVICE, "needs the CUDA backend, which this build does not have", { 0 }, { 0 } },
-    { { "cpu:0", "cuda:1" }, 0, FS_DEVICE, "'cuda:1' needs the CUDA backend", { 0 }, { 0 } },
+    { { "cpu:0", "cuda:1" }, 0, FS_CONFIG, "'cpu:0' and 'cuda:1' are of two kinds", { 0 }, { 0 } },
+    { { "cuda", "cuda:0" }, 0, FS_CONFIG, "'cuda' and 'cuda:0' are the same device", { 0 }, { 0 } },
     { { "tpu" }, 0, FS_CONFIG, "'tpu' is of no known kind", { 0 }, { 0 } },
     { { "measure" }, 0, FS_CONFIG, "'measure' is of no known kind", { 0 }, { 0 } },
     { { "" }, 0, FS_CONFIG, "'' is no device", { 0 }, { 0 } },
@@ -43,6 +43,7 @@ static const naming namings[] = {
 };
 
 static void names_are_resolved_or_refused(void) {
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* "auto" on a machine with GPUs is the next test's */
     for (size_t i = 0; i < sizeof namings / sizeof *namings; i++) {
         const naming *c = &namings[i];
         fs_device_choice out[FS_DEVICES_MAX];
@@ -64,6 +65,7 @@ static void names_are_resolved_or_refused(void) {
             CHECK_TEXT(out[d].options.path, "portable");
         }
     }
+    unsetenv("CUDA_VISIBLE_DEVICES");
 }
 
 static void backends_are_found_by_name(void) {
@@ -71,16 +73,47 @@ static void backends_are_found_by_name(void) {
     for (int i = 0; fs_backends[i]; i++) {
         CHECK_OK(fs_backend_find(fs_backends[i]->name, &b));
         CHECK(b == fs_backends[i]);
-        CHECK(b->count() >= 1);
+        CHECK(b->count() >= (b != &fs_cuda_backend));
     }
-    CHECK_FAILS(fs_backend_find("tpu", &b), FS_CONFIG, "'tpu' is no backend; there are cpu, measure");
+    CHECK_FAILS(fs_backend_find("tpu", &b), FS_CONFIG, "'tpu' is no backend; there are cpu, cuda, measure");
+}
+
+/* Nothing is opened by naming a GPU, so this needs none. */
+static void gpus_are_named_by_the_drivers_numbers(void) {
+    const char *const names[] = { "cuda:3", "cuda:1" };
+    fs_device_choice out[FS_DEVICES_MAX];
+    int count = 0;
+    CHECK_OK(fs_devices_resolve(names, 2, &(fs_device_options){ .threads = 4 }, out, &count));
+    CHECK_INT(count, 2);
+    CHECK(out[0].backend == &fs_cuda_backend && out[1].backend == &fs_cuda_backend);
+    CHECK_INT(out[0].options.index, 3);
+    CHECK_INT(out[1].options.index, 1);
+
+    /* "auto" asks for the GPU where there is one, and never falls back. */
+    static const char *const preset[] = { "auto" };
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);
+    CHECK_OK(fs_devices_resolve(preset, 1, &(fs_device_options){ 0 }, out, &count));
+    CHECK(out[0].backend == &fs_cpu_backend);
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
+static void a_gpu_that_cannot_be_opened_says_what_was_tried(void) {
+    fs_device *d;
+    setenv("FIRESTEEL_LIBCUDA", "/no/such/libcuda.so", 1);
+    CHECK_FAILS(fs_cuda_backend.open(&d, &(fs_device_options){ 0 }), FS_DEVICE, "tried /no/such/libcuda.so");
+    CHECK(d == NULL);
+    CHECK_INT(fs_cuda_backend.count(), 0);
+    setenv("FIRESTEEL_LIBCUDA", "libm.so.6", 1);
+    CHECK_FAILS(fs_cuda_backend.open(&d, &(fs_device_options){ 0 }), FS_DEVICE, "has no cuInit");
+    CHECK_FAILS(fs_cuda_backend.open(&d, &(fs_device_options){ .path = "avx2" }), FS_CONFIG, "cpu_path='avx2'");
+    unsetenv("FIRESTEEL_LIBCUDA");
 }
 
 static void a_device_says_what_it_is(void) {
     fs_device *d;
     CHECK_OK(fs_cpu_backend.open(&d, &(fs_device_options){ .path = "portable" }));
     CHECK_TEXT(d->name, "cpu:0");
-    CHECK_TEXT(d->numerics, "cpu portable fp32");
+    CHECK_TEXT(d->numerics, "cpu portable");
     CHECK(d->backend == &fs_cpu_backend);
     CHECK(d->budget.limit > 0);
     fs_cpu_backend.close(d);
@@ -219,6 +252,8 @@ static void fresh_memory_is_poisoned_on_demand(void) {
 
 TESTS({ "names_are_resolved_or_refused", names_are_resolved_or_refused },
       { "backends_are_found_by_name", backends_are_found_by_name },
+      { "gpus_are_named_by_the_drivers_numbers", gpus_are_named_by_the_drivers_numbers },
+      { "a_gpu_that_cannot_be_opened_says_what_was_tried", a_gpu_that_cannot_be_opened_says_what_was_tried },
       { "a_device_says_what_it_is", a_device_says_what_it_is },
       { "what_cannot_be_opened_is_refused", what_cannot_be_opened_is_refused },
       { "opening_and_allocating_can_fail_anywhere", opening_and_allocating_can_fail_anywhere },

@@ -1,0 +1,28 @@
+"""The CUDA cases of test_ops.py on the machine's own driver and GPU: scripts/gpu-check runs them, and nobody else.
+
+GPU_CHECK_IMAGES names the folder of compiled kernels (build_tools/kernels.py --out).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import test_ops
+
+if os.environ.get("FIRESTEEL_TEST_GPU") == "1":
+    from test_ops import *  # noqa: F403
+
+    test_ops.image_flags = lambda folder: [f'-DFS_CUDA_IMAGES="{os.environ["GPU_CHECK_IMAGES"]}"']
+
+    @pytest.fixture(scope="session")
+    def software_gpu() -> None:
+        """None: the driver is the machine's."""
+
+    @pytest.fixture
+    def pair(shim):
+        """One GPU twice."""
+        devices = [test_ops.Device(shim, "cuda") for _ in range(2)]
+        yield devices
+        for device in devices:
+            device.close()
