@@ -1,10 +1,15 @@
-/* info.c - module functions that tell what there is, without opening it, and the golden trace. */
+/* info.c - module functions that tell what there is, without opening it (but for gpus()), and the golden trace. */
 #include "py/py.h"
 
+#include "backends/backend.h"
 #include "backends/cpu/kernels.h"
+#include "backends/cuda/images.h"
+#include "backends/cuda/nccl_api.h"
 #include "base/alloc.h"
 #include "base/host.h"
 #include "base/knobs.h"
+
+#include <stdio.h>
 
 /* Appends `item` (stolen; NULL passes a failure on) to `list`. */
 static int append(PyObject *list, PyObject *item) {
@@ -65,6 +70,98 @@ static PyObject *host(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     return Py_BuildValue("{s:i,s:i,s:d,s:n,s:n,s:n,s:n,s:N}", "cores", h.cores, "affinity", h.affinity, "quota",
                          h.quota, "total", (Py_ssize_t)h.total, "available", (Py_ssize_t)h.available, "cgroup_limit",
                          (Py_ssize_t)h.cgroup_limit, "address_limit", (Py_ssize_t)h.address_limit, "paths", paths);
+}
+
+/* What the driver says of one GPU. */
+typedef struct {
+    char name[128], image[32], problem[1024]; /* image: the kernels that fit it; problem: why an engine cannot use it */
+    int handle, major, minor;
+    size_t total, available;
+} gpu;
+
+/* Memory is told to those who hold the GPU's context only. */
+static void read_memory(const fs_cu_api *cu, gpu *g) {
+    fs_cu_context context;
+    if (cu->context_retain(&context, g->handle)) return;
+    if (cu->context_set(context) || cu->memory_info(&g->available, &g->total)) g->available = g->total = 0;
+    cu->context_set(NULL);
+    cu->context_release(g->handle);
+}
+
+/* Opened as an engine would, and closed again: what fails then is the sentence that an engine would raise. */
+static void try_to_open(gpu *g, int ordinal) {
+    fs_device *device;
+    const fs_device_options options = { .index = ordinal };
+    if (fs_cuda_backend.open(&device, &options) != FS_OK)
+        snprintf(g->problem, sizeof g->problem, "%s", fs_error_text());
+    fs_cuda_backend.close(device);
+}
+
+static fs_status read_gpu(const fs_cu_api *cu, gpu *g, int ordinal) {
+    char named[32];
+    snprintf(named, sizeof named, "cuda:%d", ordinal);
+    FS_TRY(fs_cu_check(cu, cu->device_get(&g->handle, ordinal), named, "finding it"));
+    FS_TRY(fs_cu_check(cu, cu->device_name(g->name, (int)sizeof g->name, g->handle), named, "asking for its name"));
+    FS_TRY(
+        fs_cu_check(cu, cu->device_attribute(&g->major, FS_CU_MAJOR, g->handle), named, "asking for its generation"));
+    FS_TRY(
+        fs_cu_check(cu, cu->device_attribute(&g->minor, FS_CU_MINOR, g->handle), named, "asking for its generation"));
+    const fs_cuda_image *image = fs_cuda_image_for(g->major, g->minor);
+    if (image) snprintf(g->image, sizeof g->image, "%s%d", image->ptx ? "PTX of compute_" : "sm_", image->arch);
+    read_memory(cu, g);
+    try_to_open(g, ordinal);
+    return FS_OK;
+}
+
+static fs_status read_gpus(gpu **out, int *count, int *version) {
+    const fs_cu_api *cu;
+    FS_TRY(fs_cu_open(&cu));
+    FS_TRY(fs_cu_check(cu, cu->driver_version(version), "cuda", "asking for the driver's version"));
+    FS_TRY(fs_cu_check(cu, cu->device_count(count), "cuda", "counting the GPUs"));
+    FS_TRY(fs_alloc(out, (size_t)*count, sizeof **out));
+    for (int i = 0; i < *count; i++) FS_TRY(read_gpu(cu, &(*out)[i], i));
+    return FS_OK;
+}
+
+static PyObject *gpu_list(const gpu *g, int count) {
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < count; i++, g++)
+        if (append(list,
+                   Py_BuildValue("{s:s,s:(ii),s:n,s:n,s:z,s:z}", "name", g->name, "capability", g->major, g->minor,
+                                 "total", (Py_ssize_t)g->total, "free", (Py_ssize_t)g->available, "image",
+                                 *g->image ? g->image : NULL, "problem", *g->problem ? g->problem : NULL)) < 0)
+            Py_CLEAR(list);
+    return list;
+}
+
+PyDoc_STRVAR(
+    gpus_doc,
+    "gpus()\n--\n\nOpens the CUDA driver, and each GPU for a moment: {'cuda': what the driver supports, 12090 for\n"
+    "12.9, 'gpus': [{'name', 'capability', 'total', 'free', 'image': the kernels this build has for it or None,\n"
+    "'problem': None or why an engine cannot use it}]}. Raises DeviceError where there is no driver.");
+
+static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(none)) {
+    gpu *found = NULL;
+    int count = 0, version = 0;
+    fs_status st;
+    Py_BEGIN_ALLOW_THREADS
+    st = read_gpus(&found, &count, &version);
+    Py_END_ALLOW_THREADS
+    PyObject *list = st == FS_OK ? gpu_list(found, count) : fs_py_raise(fs_py_state_of(module), st);
+    fs_free(found);
+    return list ? Py_BuildValue("{s:i,s:N}", "cuda", version, "gpus", list) : NULL;
+}
+
+PyDoc_STRVAR(nccl_doc,
+             "nccl()\n--\n\nOpens NCCL, which tensor groups of GPUs need: its version, 22705 for 2.27.5. Raises\n"
+             "DeviceError where it is not found.");
+
+static PyObject *nccl(PyObject *module, PyObject *Py_UNUSED(none)) {
+    const fs_nccl_api *api;
+    int version = 0;
+    fs_status st = fs_nccl_open(&api);
+    if (st == FS_OK && api->version(&version)) version = 0;
+    return st == FS_OK ? PyLong_FromLong(version) : fs_py_raise(fs_py_state_of(module), st);
 }
 
 PyDoc_STRVAR(knobs_doc, "knobs()\n--\n\n[{'name', 'default', 'meaning'}]: FIRESTEEL_<name> in the environment.");
@@ -138,8 +235,10 @@ static PyObject *trace(PyObject *module, PyObject *args) {
 PyMethodDef fs_py_functions[] = {
     { "architectures", architectures, METH_NOARGS, architectures_doc },
     { "devices", devices, METH_NOARGS, devices_doc },
+    { "gpus", gpus, METH_NOARGS, gpus_doc },
     { "host", host, METH_NOARGS, host_doc },
     { "knobs", knobs, METH_NOARGS, knobs_doc },
+    { "nccl", nccl, METH_NOARGS, nccl_doc },
     { "row_codes", row_codes, METH_NOARGS, row_codes_doc },
     { "trace", trace, METH_VARARGS, trace_doc },
     { 0 },

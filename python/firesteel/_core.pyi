@@ -71,6 +71,12 @@ def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what co
 # cores, affinity, quota, total, available, cgroup_limit, address_limit (bytes; 0: none), and "paths": the CPU kernel
 # paths best first, as (name, None or why it cannot run here)
 def host() -> dict[str, object]: ...
+
+# The next two open what they ask: the CUDA driver and, for a moment, each GPU; NCCL. DeviceError where there is none.
+# "cuda": 12090 for 12.9; "gpus": name, capability (8, 0), total and free bytes, image (the kernels this build has for
+# it, or None), problem (None, or why an engine cannot use it)
+def gpus() -> dict[str, object]: ...
+def nccl() -> int: ...  # 22705 for 2.27.5
 def knobs() -> list[dict[str, str]]: ...  # name, default, what it does
 def row_codes() -> list[dict[str, str]]: ...  # code, what it means
 

@@ -1,18 +1,21 @@
 """`python -m firesteel doctor`: what this machine and this Python have, what is missing, and how to get it.
 
-Opens no device and starts nothing but `java -version`.
+Opens no device itself and starts nothing but `java -version` and, where there are GPUs, a child that asks the driver.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from . import _core
@@ -63,6 +66,7 @@ def report() -> list[tuple[str, list[tuple[str, str]]]]:
         ("firesteel", _self()),
         ("cpu", _cpu()),
         ("memory", _memory()),
+        ("cuda", _cuda()),
         ("libraries", _libraries()),
         ("spark", _spark()),
     ]
@@ -127,6 +131,93 @@ def _memory() -> list[tuple[str, str]]:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
+
+
+# In a process of its own: a driver that was opened takes memory on every GPU, cannot be let go and may hang.
+ASK_DRIVER = """
+import json, sys
+from firesteel import _core
+said = {}
+for name in ("gpus", "nccl"):
+    try:
+        said[name] = getattr(_core, name)()
+    except _core.Error as error:
+        said[name] = str(error)
+json.dump(said, sys.stdout)
+"""
+GPU_FILES = Path("/dev")
+DRIVER_SECONDS = 120
+NO_GPU = "no GPU: there is no /dev/nvidia0 or the like; firesteel computes on the CPU"
+
+
+def _cuda() -> list[tuple[str, str]]:
+    files = sorted(GPU_FILES.glob("nvidia[0-9]*"), key=lambda path: _numbers(path.name))
+    if not files and not os.environ.get("FIRESTEEL_LIBCUDA"):
+        return [("devices", NO_GPU)]
+    lines = [("devices", " ".join(map(str, files)) or "no device files; asking FIRESTEEL_LIBCUDA")]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        lines.append(("visible", f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides the others"))
+    said = ask_driver()
+    if isinstance(said, str):
+        return [*lines, ("driver", said)]
+    if isinstance(said["gpus"], str):
+        return [*lines, ("driver", said["gpus"]), ("nccl", _nccl(said["nccl"], 0))]
+    cuda = said["gpus"]["cuda"]
+    lines.append(("driver", f"{_driver_version()}CUDA {cuda // 1000}.{cuda % 1000 // 10}"))
+    lines += [(f"cuda:{i}", _gpu(gpu)) for i, gpu in enumerate(said["gpus"]["gpus"])]
+    return [*lines, ("nccl", _nccl(said["nccl"], cuda // 1000))]
+
+
+def ask_driver() -> dict[str, object] | str:
+    """What `_core.gpus()` and `_core.nccl()` give in a child, each a sentence where it fails; or why that fails."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-c", ASK_DRIVER]
+    environment = {**os.environ, "PYTHONPATH": path}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DRIVER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"does not answer within {DRIVER_SECONDS} s: see nvidia-smi and the kernel's log (dmesg)"
+    if done.returncode < 0:
+        return f"whoever asks it dies of signal {-done.returncode}: see nvidia-smi and the kernel's log (dmesg)"
+    if done.returncode:
+        return f"cannot be asked: {' '.join(done.stderr.split()[-60:])}"
+    return json.loads(done.stdout)
+
+
+def _driver_version() -> str:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip() + ", "
+    except OSError:
+        return ""
+
+
+def _gpu(gpu: dict[str, object]) -> str:
+    major, minor = gpu["capability"]
+    memory = f"{_gib(gpu['total'])}, {_gib(gpu['free'])} of it free"
+    kernels = f"kernels {gpu['image']}" if gpu["image"] else "no kernels for it in this build"
+    fault = f"; cannot be used: {gpu['problem']}" if gpu["problem"] else ""
+    return f"{gpu['name']}, compute capability {major}.{minor}, {memory}, {kernels}{fault}"
+
+
+def _nccl(found: int | str, cuda: int) -> str:
+    """`found`: NCCL's version, or why it was not found; `cuda`: the driver's CUDA, 0 where it told none."""
+    if isinstance(found, int):
+        return f"{found // 10000}.{found % 10000 // 100}.{found % 100}"
+    wheel = _nccl_of_wheel()
+    if wheel:
+        return f"FIRESTEEL_LIBNCCL={wheel} makes it known (only tensor groups need it)"
+    extra = "cuda13" if cuda >= 13 else "cuda12"
+    return f"not found: pip install 'firesteel[{extra}]' (only tensor groups need it)"
+
+
+def _nccl_of_wheel() -> str | None:
+    """The library of an installed nvidia-nccl wheel, which no loader looks for."""
+    try:
+        spec = importlib.util.find_spec("nvidia.nccl")
+    except ImportError:
+        return None
+    folders = spec.submodule_search_locations if spec else None
+    return next((str(path) for folder in folders or [] for path in Path(folder).glob("lib/libnccl.so.2")), None)
 
 
 def look_for(library: Library) -> tuple[str | None, str | None]:
