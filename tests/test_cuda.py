@@ -121,7 +121,7 @@ def gpus() -> int:
 @pytest.mark.parametrize("plan", PLANS)
 def test_agrees_with_the_cpu(results, plan, task):
     if f"{plan}/{task}" not in results["late"]:
-        pytest.skip("this machine has fewer GPUs")
+        pytest.skip("this machine has fewer GPUs")  # real GPUs only: the software driver has two
     assert tiny.error_per_row(results["late"][f"{plan}/{task}"], results["cpu"][f"cpu/{task}"]) < 1e-5
 
 
@@ -130,7 +130,7 @@ def test_agrees_with_the_cpu(results, plan, task):
 @pytest.mark.parametrize("plan", PLANS)
 def test_cuts_and_modes_keep_the_bits(results, plan, mode, task):
     if f"{plan}/{task}" not in results[mode]:
-        pytest.skip("this machine has fewer GPUs")
+        pytest.skip("this machine has fewer GPUs")  # real GPUs only: the software driver has two
     found, expected = results[mode][f"{plan}/{task}"], results["late"][f"one GPU/{task}"]
     different = np.flatnonzero((found.view(np.uint32) != expected.view(np.uint32)).any(axis=-1))
     assert not len(different), f"rows {different[:10].tolist()} have other bits"
@@ -273,8 +273,8 @@ def test_a_forked_child_is_told(run, folder):
 
 
 FAULTS = """
-import ctypes, os, sys, firesteel
-soft = ctypes.CDLL(os.environ["FIRESTEEL_LIBCUDA"])
+import sys, firesteel
+from softcuda.faults import every_call
 rows = [[1, 2, 3], [4], [5, 6, 7, 8]]
 
 def whole():
@@ -282,22 +282,7 @@ def whole():
     engine.embed(rows)
     engine.close()
 
-whole()
-before, live = soft.softcuda_calls(), soft.softcuda_live()
-whole()
-calls = soft.softcuda_calls() - before
-assert soft.softcuda_live() == live, "an engine that worked leaves something behind"
-failed = 0
-for n in range(1, calls + 1):
-    soft.softcuda_fail_at(n, 999)
-    try:
-        whole()
-    except firesteel.Error as error:
-        failed += 1
-        assert "cuda" in str(error) and len(str(error)) < 900, str(error)
-    soft.softcuda_fail_at(0, 0)
-    assert soft.softcuda_live() == live, f"call {n} of {calls} failed and something was left behind"
-print(failed, calls)
+print(*every_call(whole))
 """
 
 

@@ -157,31 +157,36 @@ def test_a_rank_that_stands_still_is_named(run, folder, plan, rank, device, defe
     assert time.monotonic() - began < 10
 
 
+NO_ROOM = """
+import sys, firesteel, test_cuda_groups as t
+engine = t.open_engine(sys.argv[1], *t.PLANS["two ranks"])
+for _ in range(2):
+    try:
+        t.states(engine, (3, 1, 4))
+    except firesteel.Error as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_rank_without_room_breaks_the_group(run, folder):
+    """No smaller batch would get through a group that is broken, so no row is blamed for it."""
+    for launch in (2, 6, 9):
+        ran = run(NO_ROOM, folder, timeout=60, SOFTCUDA_FAIL_NAME=f"cuLaunchKernel:{launch}", SOFTCUDA_FAIL_CODE="2")
+        said = ran.stdout.splitlines()  # both times the engine's own failure, not an answer with errors in its rows
+        assert len(said) == 2 and all("no memory left" in line for line in said), (launch, ran.stdout, ran.stderr)
+        assert all(line.startswith(("DeviceError", "OutOfMemory")) for line in said), (launch, ran.stdout)
+
+
 FAULTS = """
-import ctypes, os, sys, firesteel, test_cuda_groups as t
-soft = ctypes.CDLL(os.environ["FIRESTEEL_LIBCUDA"])
+import sys, test_cuda_groups as t
+from softcuda.faults import every_call
 
 def whole():
     engine = t.open_engine(sys.argv[1], t.TWO, ((0, 1, (0, 1)),))
     t.states(engine, (3, 1, 4))
     engine.close()
 
-whole()
-before, live = soft.softcuda_calls(), soft.softcuda_live()
-whole()
-calls = soft.softcuda_calls() - before
-assert soft.softcuda_live() == live, "an engine that worked leaves something behind"
-failed = 0
-for n in range(1, calls + 1):
-    soft.softcuda_fail_at(n, 999)
-    try:
-        whole()
-    except firesteel.Error as error:
-        failed += 1
-        assert "cuda" in str(error) and len(str(error)) < 900, str(error)
-    soft.softcuda_fail_at(0, 0)
-    assert soft.softcuda_live() == live, f"call {n} of {calls} failed and something was left behind"
-print(failed, calls)
+print(*every_call(whole))
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import gpu_encoder  # noqa: E402
+import gpu_encoder  # noqa: E402 - benchmarks/ is no package: found by the path above
 
 
 def clean(**more: str) -> dict[str, str]:

@@ -762,7 +762,7 @@ def test_what_does_not_fit_is_refused(shim):
     with pytest.raises(ShimError, match="cannot be filled from int64"):
         dev.call("fill", C.byref(held), i64(0), i64(1), data, C.c_size_t(32), 4)
     desc, memory = WeightDesc(MATRIX, BF16, 5, 8), Memory()
-    with pytest.raises(ShimError, match="computes in fp32 only, not in bf16"):
+    with pytest.raises(ShimError, match="cpu:0 does not compute in bf16; use dtype"):
         dev.call("weight", C.byref(desc), data, C.c_size_t(32), F32, i64(5), C.byref(held), C.byref(memory))
     dev.kept.append(memory)
     dev.close()

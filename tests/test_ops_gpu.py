@@ -11,7 +11,7 @@ import pytest
 import test_ops
 
 if os.environ.get("FIRESTEEL_TEST_GPU") == "1":
-    from test_ops import *  # noqa: F403
+    from test_ops import *  # noqa: F403 - pytest collects, and fixtures are found, by the names of this module
 
     test_ops.image_flags = lambda folder: [f'-DFS_CUDA_IMAGES="{os.environ["GPU_CHECK_IMAGES"]}"']
 

@@ -37,3 +37,27 @@ int fs_fits_pool(const fs_step *s, fs_view y, fs_view x, fs_pooling kind) {
 int fs_fits_add(fs_view y, fs_view x, const fs_epilogue *e) {
     return x.dtype == FS_F32 && y.dtype == FS_F32 && fs_same_shape(x, y) && fs_fits_epilogue(y, e);
 }
+
+fs_status fs_check_weight(const fs_device *d, const fs_weight_desc *desc) {
+    if (!d->backend->computes(d, desc->dtype))
+        return fs_fail(FS_CONFIG, "%s does not compute in %s; use dtype=\"fp32\" or \"auto\"", d->name,
+                       fs_dtype_name(desc->dtype));
+    if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
+        (desc->kind == FS_VECTOR && desc->N != 1))
+        return fs_fail(FS_CHECKPOINT,
+                       "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
+                       "a vector has one row",
+                       (long long)desc->N, (long long)desc->K, INT32_MAX);
+    return FS_OK;
+}
+
+fs_status fs_check_fill(const fs_weight *w, int64_t row, int64_t rows, fs_dtype from_dtype) {
+    const int64_t N = w->desc.N, K = w->desc.K;
+    if (row < 0 || rows < 0 || row > N || rows > N - row)
+        return fs_fail(FS_CHECKPOINT, "rows %lld ... %lld do not lie in a weight of [%lld, %lld]", (long long)row,
+                       (long long)(row + rows - 1), (long long)N, (long long)K);
+    if (from_dtype != FS_F32 && from_dtype != FS_F16 && from_dtype != FS_BF16)
+        return fs_fail(FS_CHECKPOINT, "a weight cannot be filled from %s; fp32, fp16 and bf16 are read",
+                       fs_dtype_name(from_dtype));
+    return FS_OK;
+}

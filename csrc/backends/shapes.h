@@ -1,6 +1,6 @@
 /* shapes.h - which views and weights go together, op by op: asked by every backend before it enqueues.
  *
- * What does not fit is a fault in an architecture, never in a row or a file: those were checked when they came in. */
+ * A view that does not fit is a fault in an architecture, never in a row or a file: those were checked when they came in. */
 #ifndef FS_BACKENDS_SHAPES_H
 #define FS_BACKENDS_SHAPES_H
 
@@ -24,5 +24,9 @@ int fs_fits_attention(fs_view y, fs_view q, fs_view k, fs_view v, int heads);
 int fs_fits_rows(fs_view y, fs_view x, const fs_gather *tables, int n, const fs_weight *gamma, const fs_weight *beta);
 int fs_fits_pool(const fs_step *s, fs_view y, fs_view x, fs_pooling kind);
 int fs_fits_add(fs_view y, fs_view x, const fs_epilogue *e);
+
+/* What weight_begin and weight_fill refuse on every backend: these may come from a file. */
+fs_status fs_check_weight(const fs_device *d, const fs_weight_desc *desc);
+fs_status fs_check_fill(const fs_weight *w, int64_t row, int64_t rows, fs_dtype from_dtype);
 
 #endif

@@ -192,7 +192,8 @@ static void break_engine(fs_engine *e, const fs_error *error) {
     pthread_cond_broadcast(&e->room);
 }
 
-/* Results, or the failure, to the jobs; without room, an error to the one row; of a batch that broke its device, those that waited behind get it as well. */
+/* Results, or the failure, to the jobs; without room, an error to the one row. Of a batch that broke its device, the rows
+ * that waited behind fail as well. */
 static void land_rows(fs_engine *e, fs_batch *b, int no_room) {
     if (b->broken) b->count += b->later, b->later = 0;
     close_rings(e, b);

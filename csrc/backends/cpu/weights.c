@@ -7,6 +7,7 @@
  * Rows come from a file's bytes, at any address and in any float type: they pass through a small buffer on the
  * stack. */
 #include "backends/cpu/cpu.h"
+#include "backends/shapes.h"
 #include "base/half.h"
 
 #include <string.h>
@@ -24,15 +25,7 @@ size_t fs_cpu_weight_bytes(fs_device *d, const fs_weight_desc *desc) {
 }
 
 fs_status fs_cpu_weight_begin(fs_device *d, fs_weight *w, const fs_weight_desc *desc, void *slab_at) {
-    if (desc->dtype != FS_F32)
-        return fs_fail(FS_CONFIG, "%s computes in fp32 only, not in %s; use dtype=\"fp32\" or \"auto\"", d->name,
-                       fs_dtype_name(desc->dtype));
-    if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
-        (desc->kind == FS_VECTOR && desc->N != 1))
-        return fs_fail(FS_CHECKPOINT,
-                       "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
-                       "a vector has one row",
-                       (long long)desc->N, (long long)desc->K, INT32_MAX);
+    FS_TRY(fs_check_weight(d, desc));
     *w = (fs_weight){ .desc = *desc, .at = slab_at };
     /* What no row will write: lanes past N in the last panel, floats past K of a vector. */
     int64_t panel = fs_cpu(d)->kernels->panel, all = floats(fs_cpu(d), desc), from = all;
@@ -47,14 +40,9 @@ fs_status fs_cpu_weight_fill(fs_device *d, fs_weight *w, int64_t row, int64_t ro
     enum { ROWS = 16, COLS = 256 };
     float piece[ROWS * COLS];
     const fs_kernels *kernels = fs_cpu(d)->kernels;
-    const int64_t N = w->desc.N, K = w->desc.K;
+    const int64_t K = w->desc.K;
     const size_t item = fs_dtype_bytes(from_dtype);
-    if (row < 0 || rows < 0 || row > N || rows > N - row)
-        return fs_fail(FS_CHECKPOINT, "rows %lld ... %lld do not lie in a weight of [%lld, %lld]", (long long)row,
-                       (long long)(row + rows - 1), (long long)N, (long long)K);
-    if (from_dtype != FS_F32 && from_dtype != FS_F16 && from_dtype != FS_BF16)
-        return fs_fail(FS_CHECKPOINT, "a weight cannot be filled from %s; fp32, fp16 and bf16 are read",
-                       fs_dtype_name(from_dtype));
+    FS_TRY(fs_check_fill(w, row, rows, from_dtype));
     if (w->desc.kind != FS_MATRIX) {
         for (int64_t r = 0; r < rows; r++)
             fs_to_f32((float *)w->at + (row + r) * K, (const char *)from + (size_t)r * stride_bytes, from_dtype, K);

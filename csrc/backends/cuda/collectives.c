@@ -62,10 +62,12 @@ static fs_status check(const fs_comm *c, int rank, int result, const char *doing
 }
 
 /* Under the lock: the group is over. What spins on the devices ends, every later use gets the sentence, which stays
- * this thread's last failure as well. */
+ * this thread's last failure as well. Whatever it was, even a lack of memory, to all who come later it is a fault of the
+ * device: no smaller batch will get through. */
 static void break_group(fs_comm *c, fs_status st) {
     if (c->broken.status != FS_OK) return;
     fs_error_take(&c->broken, st);
+    c->broken.status = FS_DEVICE;
     fs_error_raise(&c->broken);
     for (int r = 0; r < c->size; r++) {
         if (!c->comms[r]) continue;

@@ -11,7 +11,6 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static fs_cu_api table;
-static fs_library library;
 static pid_t opened_by; /* 0: not yet */
 
 static fs_status find_library(fs_library *out) {
@@ -56,7 +55,7 @@ static fs_status open_locked(void) {
     FS_TRY(find_library(&found));
     FS_TRY(fill_table(&found, &api));
     FS_TRY(fs_cu_check(&api, api.init(0), "cuda", "starting the driver (cuInit)"));
-    library = found, table = api, opened_by = getpid();
+    table = api, opened_by = getpid();
     return FS_OK;
 }
 

@@ -22,10 +22,8 @@ enum {
     FS_CU_EVENT_QUIET = 0x1 | 0x2, /* a wait sleeps; no timing */
     FS_CU_STREAM_NON_BLOCKING = 1,
     FS_CU_HOST_PORTABLE = 1,
-    FS_CU_MULTIPROCESSORS = 16,
     FS_CU_MAJOR = 75,
     FS_CU_MINOR = 76,
-    FS_CU_FUNCTION_SHARED = 8,
     FS_CU_NOT_READY = 600,
 };
 

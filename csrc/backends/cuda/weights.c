@@ -6,6 +6,7 @@
  * Rows come from a file's bytes, at any address and in any float type: the host converts them into a half of the
  * staging (cuda.h), a copy takes them from there. */
 #include "backends/cuda/cuda.h"
+#include "backends/shapes.h"
 #include "base/half.h"
 
 #include <string.h>
@@ -22,15 +23,7 @@ size_t fs_cuda_weight_bytes(fs_device *d, const fs_weight_desc *desc) {
 }
 
 fs_status fs_cuda_weight_begin(fs_device *d, fs_weight *w, const fs_weight_desc *desc, void *slab_at) {
-    if (!d->backend->computes(d, desc->dtype))
-        return fs_fail(FS_CONFIG, "%s does not compute in %s; use dtype=\"fp32\" or \"auto\"", d->name,
-                       fs_dtype_name(desc->dtype));
-    if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
-        (desc->kind == FS_VECTOR && desc->N != 1))
-        return fs_fail(FS_CHECKPOINT,
-                       "a weight of [%lld, %lld] is not one that can be held: both sides must be 1 ... %d, and "
-                       "a vector has one row",
-                       (long long)desc->N, (long long)desc->K, INT32_MAX);
+    FS_TRY(fs_check_weight(d, desc));
     *w = (fs_weight){ .desc = *desc, .at = slab_at };
     return FS_OK;
 }
@@ -113,13 +106,8 @@ static fs_status stage_rows(fs_cuda_device *d, char *to, fs_dtype type, int64_t 
 fs_status fs_cuda_weight_fill(fs_device *head, fs_weight *w, int64_t row, int64_t rows, const void *from,
                               size_t stride_bytes, fs_dtype from_dtype) {
     fs_cuda_device *d = fs_cuda(head);
-    const int64_t N = w->desc.N, K = w->desc.K;
-    if (row < 0 || rows < 0 || row > N || rows > N - row)
-        return fs_fail(FS_CHECKPOINT, "rows %lld ... %lld do not lie in a weight of [%lld, %lld]", (long long)row,
-                       (long long)(row + rows - 1), (long long)N, (long long)K);
-    if (from_dtype != FS_F32 && from_dtype != FS_F16 && from_dtype != FS_BF16)
-        return fs_fail(FS_CHECKPOINT, "a weight cannot be filled from %s; fp32, fp16 and bf16 are read",
-                       fs_dtype_name(from_dtype));
+    const int64_t K = w->desc.K;
+    FS_TRY(fs_check_fill(w, row, rows, from_dtype));
     FS_TRY(fs_cuda_enter(d));
     pthread_mutex_lock(&d->loading);
     const fs_dtype type = type_of(&w->desc);
