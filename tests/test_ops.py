@@ -58,6 +58,15 @@ class Epilogue(C.Structure):
     _fields_ = [("bias", C.POINTER(Weight)), ("activation", C.c_int), ("residual", C.POINTER(View))]
 
 
+class Norm(C.Structure):
+    _fields_ = [
+        ("gamma", C.POINTER(Weight)),
+        ("beta", C.POINTER(Weight)),
+        ("eps", C.c_float),
+        ("copy", C.POINTER(View)),
+    ]
+
+
 def image_flags(folder: Path) -> list[str]:
     """The software device looks at no image, so empty ones stand for the compiled kernels."""
     names = re.findall(r'X\(\d+, \d, "([^"]+)"\)', (ROOT / "csrc/backends/cuda/images.c").read_text())
@@ -135,18 +144,24 @@ class Device:
             self.call("upload", voidp(at), voidp(a.ctypes.data), C.c_size_t(a.nbytes))
         return at
 
-    def view(self, a: np.ndarray, stride: int = 0, offset: int = 0) -> View:
+    def view(self, a: np.ndarray, stride: int = 0, offset: int = 0, dtype: int = F32) -> View:
         """`a` [rows, cols] in rows of `stride` elements, from column `offset`; the rest is NaN."""
         a = np.asarray(a, np.float32)
         whole = np.full((len(a), stride or a.shape[1]), np.nan, np.float32)
         whole[:, offset : offset + a.shape[1]] = a
-        return View(self.array(whole) + 4 * offset, F32, *a.shape, whole.shape[1])
+        raw = narrow_bits(whole, dtype) if dtype else whole
+        return View(self.array(raw) + raw.itemsize * offset, dtype, *a.shape, whole.shape[1])
 
     def read(self, v: View) -> np.ndarray:
+        """float32, whatever the view's type."""
         if not v.rows:
             return np.empty((0, v.cols), np.float32)
-        flat = np.zeros((v.rows - 1) * v.stride + v.cols, np.float32)
+        flat = np.zeros((v.rows - 1) * v.stride + v.cols, np.uint16 if v.dtype else np.float32)
         self.call("download", voidp(flat.ctypes.data), voidp(v.at), C.c_size_t(flat.nbytes))
+        if v.dtype == F16:
+            flat = flat.view(np.float16).astype(np.float32)
+        elif v.dtype == BF16:
+            flat = (flat.astype(np.uint32) << 16).view(np.float32)
         return np.array([flat[r * v.stride : r * v.stride + v.cols] for r in range(v.rows)])
 
     def weight(
@@ -214,6 +229,10 @@ class Device:
         self.call("attention", y, *views, heads, C.c_float(scale))
         return self.read(y)
 
+    def norm(self, gamma, beta, eps, copy: View | None = None) -> Norm:
+        g, b = self.weight(gamma, VECTOR), self.weight(beta, VECTOR)
+        return Norm(C.pointer(g), C.pointer(b), eps, C.pointer(copy) if copy else None)
+
     def gather(self, tables, indices, norm=None, n_rows=None, stride=0, offset=0) -> np.ndarray:
         D = tables[0].shape[1]
         weights = [self.weight(t, TABLE) for t in tables]
@@ -225,8 +244,7 @@ class Device:
         )
         y = self.view(np.full((n_rows, D), np.nan), stride, offset)
         if norm:
-            gamma, beta = self.weight(norm[0], VECTOR), self.weight(norm[1], VECTOR)
-            self.call("gather_norm", y, rows, len(tables), C.byref(gamma), C.byref(beta), C.c_float(norm[2]))
+            self.call("gather_norm", y, rows, len(tables), C.byref(self.norm(*norm)))
         else:
             self.call("gather", y, rows, len(tables))
         return self.read(y)
@@ -234,8 +252,7 @@ class Device:
     def layer_norm(self, x, gamma, beta, eps, inside=False, stride=0, offset=0) -> np.ndarray:
         xv = self.view(x, stride, offset)
         y = xv if inside else self.view(np.full_like(x, np.nan), stride, offset)
-        g, b = self.weight(gamma, VECTOR), self.weight(beta, VECTOR)
-        self.call("layer_norm", y, xv, C.byref(g), C.byref(b), C.c_float(eps))
+        self.call("layer_norm", y, xv, C.byref(self.norm(gamma, beta, eps)))
         return self.read(y)
 
     def pool(self, x, lengths, kind, padded=0, stride=0, offset=0) -> np.ndarray:
@@ -684,12 +701,112 @@ def test_products_in_16_bits(shim, software_gpu, dtype, N, K, act):
     dev.close()
 
 
-def rounded(a: np.ndarray, dtype: int) -> np.ndarray:
-    """float64 of the nearest fp16 or bf16, ties to even."""
+def narrow_bits(a: np.ndarray, dtype: int) -> np.ndarray:
+    """uint16: the nearest fp16 or bf16, ties to even."""
     if dtype == F16:
-        return a.astype(np.float16).astype(np.float64)
+        return a.astype(np.float16).view(np.uint16)
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + (bits >> 16 & 1) >> 16) << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+    return np.where(np.isnan(a), 0x7FC0, bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.uint16)
+
+
+def rounded(a: np.ndarray, dtype: int) -> np.ndarray:
+    """float64 of the nearest fp16 or bf16."""
+    bits = narrow_bits(a, dtype)
+    if dtype == F16:
+        return bits.view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+# What is written in 16 bits is off by half a unit of its last place: of 11 digits, or of 8.
+UNIT = {F16: 2.0**-11, BF16: 2.0**-8}
+
+
+@pytest.fixture
+def gpu(shim, software_gpu, monkeypatch):
+    monkeypatch.setenv("FIRESTEEL_TEST_POISON", "1")
+    dev = Device(shim, "cuda")
+    yield dev
+    dev.close()
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("N, K, stride", [(72, 64, 0), (33, 50, 0), (130, 200, 216), (64, 40, 3)])
+def test_products_of_narrow_rows(gpu, dtype, N, K, stride):
+    """x and y in the type of the weight: the sums of the rounded numbers, rounded once; with an fp32 residual."""
+    T = 131
+    x, w, bias, r = random(T, K), random(N, K, seed=1), random(N, seed=2), random(T, N, seed=3)
+    held = gpu.weight(w, MATRIX, held_in=dtype)
+    xv = gpu.view(x, stride and K + stride, dtype=dtype)
+    exact = rounded(x, dtype) @ rounded(w, dtype).T + d(bias)
+    size = 1 + np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    y, e = gpu.view(np.full((T, N), np.nan), dtype=dtype), gpu.epilogue(bias, "gelu", None)
+    gpu.call("matmul", y, xv, C.byref(held), C.byref(e))
+    check(gpu.read(y), ACT["gelu"](exact), size, 1.01 * UNIT[dtype])
+    whole, e = gpu.view(np.full((T, N), np.nan)), gpu.epilogue(bias, "none", gpu.view(r))
+    gpu.call("matmul", whole, xv, C.byref(held), C.byref(e))
+    check(gpu.read(whole), exact + d(r), size, 1e-6)
+    one = View(xv.at + 2 * 77 * xv.stride, dtype, 1, K, xv.stride)
+    alone = gpu.view(np.full((1, N), np.nan), dtype=dtype)
+    gpu.call("matmul", alone, one, C.byref(held), C.byref(gpu.epilogue(bias, "gelu", None)))
+    same(gpu.read(alone), gpu.read(y)[77:78], "a row alone")
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("D, stride", [(64, 0), (33, 40), (384, 0), (2100, 0)])
+def test_norms_and_sums_that_are_written_narrow(gpu, dtype, D, stride):
+    """A norm's copy is its result, rounded; `add` rounds what it is given."""
+    x, gamma, beta = random(131, D), random(D, seed=1), random(D, seed=2)
+    y, copy = gpu.view(np.full_like(x, np.nan)), gpu.view(np.full_like(x, np.nan), stride, dtype=dtype)
+    gpu.call("layer_norm", y, gpu.view(x), C.byref(gpu.norm(gamma, beta, 1e-5, copy)))
+    check(gpu.read(y), np_norm(x, gamma, beta, 1e-5), 2.0)
+    same(gpu.read(copy), rounded(gpu.read(y), dtype).astype(np.float32))
+    table = gpu.weight(x, TABLE)
+    row = Gather(C.pointer(table), gpu.array(np.arange(131, dtype=np.int32)))
+    again, first = gpu.view(np.full_like(x, np.nan), dtype=dtype), gpu.view(np.full_like(x, np.nan))
+    gpu.call("gather_norm", first, C.byref(row), 1, C.byref(gpu.norm(gamma, beta, 1e-5, again)))
+    same(gpu.read(first), gpu.read(y)), same(gpu.read(again), gpu.read(copy))
+    gpu.call("add", again, gpu.view(x), C.byref(gpu.epilogue(None, "none", None)))
+    same(gpu.read(again), rounded(x, dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+@pytest.mark.parametrize("heads, E", [(3, 16), (2, 33), (1, 64), (1, 100)])
+def test_attention_of_narrow_rows(gpu, dtype, heads, E):
+    lengths = [1, 70, 3, 130]
+    q, k, v = (random(sum(lengths), heads * E, seed=i) for i in range(3))
+    gpu.rows(lengths)
+    y = gpu.view(np.full_like(q, np.nan), dtype=dtype)
+    fused = gpu.view(np.concatenate([q, k, v], 1), dtype=dtype)
+    parts = [View(fused.at + 2 * i * heads * E, dtype, *q.shape, fused.stride) for i in range(3)]
+    gpu.call("attention", y, *parts, heads, C.c_float(0.2))
+    expected = np_attention(*[rounded(a, dtype) for a in (q, k, v)], heads, lengths, 0.2)
+    check(gpu.read(y), expected, 1.0, 1.05 * UNIT[dtype])
+
+
+def test_types_that_do_not_go_together_are_refused(gpu, shim):
+    x = gpu.view(random(4, 16), dtype=F16)
+    wide, wrong = gpu.view(random(4, 16)), gpu.view(random(4, 16), dtype=BF16)
+    held = gpu.weight(random(16, 16), MATRIX, held_in=F16)
+    with pytest.raises(ShimError, match="types that do not go together"):
+        gpu.call("matmul", wide, wrong, C.byref(held), C.byref(gpu.epilogue(None, "none", None)))
+    with pytest.raises(ShimError, match="types that do not go together"):
+        gpu.call("matmul", wide, x, C.byref(held), C.byref(gpu.epilogue(None, "none", wrong)))
+    gpu.rows([4])
+    with pytest.raises(ShimError, match="types that do not go together"):
+        gpu.call("attention", wide, x, x, x, 2, C.c_float(1))
+    with pytest.raises(ShimError, match="types that do not go together"):
+        gpu.call(
+            "layer_norm", wide, wide, C.byref(gpu.norm(random(16), random(16), 1e-5, gpu.view(random(4, 8), dtype=F16)))
+        )
+    cpu = Device(shim, "cpu")
+    with pytest.raises(ShimError, match="types that do not go together"):
+        cpu.call(
+            "add",
+            cpu.view(random(4, 16), dtype=F16),
+            cpu.view(random(4, 16)),
+            C.byref(cpu.epilogue(None, "none", None)),
+        )
+    cpu.close()
 
 
 # Weights, accuracy, refusals -----------------------------------------------------------------------------------------

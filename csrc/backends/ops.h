@@ -1,6 +1,8 @@
 /* ops.h - what layers are made of. Each op: formula, shapes, whether it is optional.
  *
- * All tensors are views of device memory; fp32 unless said. Views given to one op do not overlap except where said.
+ * All tensors are views of device memory; fp32 unless said. "Narrow" views may also be fp16 or bf16, where the device
+ * computes in that type: what products and attention read, and what they write for one another. Sums, norms and the
+ * residual stream are fp32 in any case; a number is rounded once, as it is written. Views given to one op do not overlap except where said.
  * Every op obeys the step contract (backend.h) and "same row, same bits": a row of the output depends on the same row of the
  * inputs (for attention and pool: on the same sequence) and on nothing else: not on T, B, its place, or the threads. */
 #ifndef FS_BACKENDS_OPS_H
@@ -77,24 +79,32 @@ typedef struct {
     const int32_t *index;   /* device memory [T], checked to be below N before upload; or NULL */
 } fs_gather;
 
+/* A norm's weights, and where its result is wanted a second time: `copy`, of y's shape and a 16-bit type, or NULL. */
+typedef struct {
+    const fs_weight *gamma, *beta; /* [1, D] */
+    float eps;
+    const fs_view *copy;
+} fs_norm;
+
 struct fs_ops {
     /* y[T,D] = sum_i tables[i][index_i[t]], in the order given. n <= 4 */
     fs_status (*gather)(fs_step *s, fs_view y, const fs_gather *tables, int n);
-    /* y[T,D] = (x - mean_D x) / sqrt(var_D x + eps) * gamma + beta, var over D (not D - 1). y may be x. */
-    fs_status (*layer_norm)(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps);
+    /* y[T,D] = (x - mean_D x) / sqrt(var_D x + eps) * gamma + beta, var over D (not D - 1). y may be x; y may be narrow. */
+    fs_status (*layer_norm)(fs_step *s, fs_view y, fs_view x, const fs_norm *norm);
     /* optional: y = layer_norm(gather(tables)) */
-    fs_status (*gather_norm)(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                             const fs_weight *beta, float eps);
-    /* y[T,N] = activation(x[T,K] . w[N,K]^T + bias) + residual. One K order per weight shape, whatever T is. */
+    fs_status (*gather_norm)(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm);
+    /* y[T,N] = activation(x[T,K] . w[N,K]^T + bias) + residual. One K order per weight shape, whatever T is. x and y may
+     * be of w's type. */
     fs_status (*matmul)(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
-    /* Over rows: for each sequence and head h,  y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h].
+    /* Over rows, all four of one type, which may be narrow: for each sequence and head h,  y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h].
      * q, k, v, y: [T, H*E], columns h*E ... of head h. Keys are taken in tiles at fixed places from the sequence's start. */
     fs_status (*attention)(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);
     /* y[B,D] from x[T,D]; y of an empty sequence is 0. */
     fs_status (*pool)(fs_step *s, fs_view y, fs_view x, fs_pooling kind);
     /* x[B,D] /= max(|x|_2 over D, 1e-12), in place. */
     fs_status (*l2_normalize)(fs_step *s, fs_view x);
-    /* y[T,D] = x + residual, activation none: what is left of an epilogue after all_reduce. y may be x. bias as in matmul. */
+    /* y[T,D] = activation(x + bias) + residual: what is left of an epilogue after all_reduce, or x in y's type. y may be
+     * x; y may be narrow. */
     fs_status (*add)(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e);
     /* x[T,D] = sum over the ranks of s->comm, in rank order; nothing in a group of one (collectives.h). */
     fs_status (*all_reduce)(fs_step *s, fs_view x);

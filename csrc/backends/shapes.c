@@ -7,24 +7,36 @@ fs_status fs_misfit(const fs_step *s, const char *op, fs_view x, fs_view y) {
                    s->device->name, op, (long long)x.rows, (long long)x.cols, (long long)y.rows, (long long)y.cols);
 }
 
-int fs_fits_epilogue(fs_view y, const fs_epilogue *e) {
+/* Whether ops of the device read and write numbers of this type. */
+static int is_number(const fs_step *s, fs_dtype type) { return s->device->backend->computes(s->device, type); }
+
+static int fits_epilogue(fs_view y, const fs_epilogue *e) {
     return !e || (e->activation < FS_ACT_COUNT && (!e->bias || fs_is_vector(e->bias, y.cols)) &&
                   (!e->residual || (e->residual->dtype == FS_F32 && fs_same_shape(*e->residual, y))));
 }
 
 int fs_fits_matmul(fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e) {
-    return x.dtype == FS_F32 && y.dtype == FS_F32 && w->desc.kind == FS_MATRIX && x.rows == y.rows &&
-           x.cols == w->desc.K && y.cols == w->desc.N && fs_fits_epilogue(y, e);
+    const fs_dtype type = w->desc.dtype;
+    return (x.dtype == FS_F32 || x.dtype == type) && (y.dtype == FS_F32 || y.dtype == type) &&
+           w->desc.kind == FS_MATRIX && x.rows == y.rows && x.cols == w->desc.K && y.cols == w->desc.N &&
+           fits_epilogue(y, e);
 }
 
-int fs_fits_attention(fs_view y, fs_view q, fs_view k, fs_view v, int heads) {
+int fs_fits_attention(const fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads) {
     return heads >= 1 && y.cols >= heads && y.cols % heads == 0 && fs_same_shape(q, y) && fs_same_shape(k, y) &&
-           fs_same_shape(v, y) && y.dtype == FS_F32 && q.dtype == FS_F32 && k.dtype == FS_F32 && v.dtype == FS_F32;
+           fs_same_shape(v, y) && is_number(s, y.dtype) && q.dtype == y.dtype && k.dtype == y.dtype &&
+           v.dtype == y.dtype;
 }
 
-int fs_fits_rows(fs_view y, fs_view x, const fs_gather *tables, int n, const fs_weight *gamma, const fs_weight *beta) {
-    int fits = y.dtype == FS_F32 && x.dtype == FS_F32 && fs_same_shape(x, y) && n >= 0 && n <= FS_GATHER_TABLES;
-    fits = fits && (!gamma || fs_is_vector(gamma, y.cols)) && (!beta || fs_is_vector(beta, y.cols));
+static int fits_norm(const fs_step *s, fs_view y, const fs_norm *norm) {
+    return fs_is_vector(norm->gamma, y.cols) && (!norm->beta || fs_is_vector(norm->beta, y.cols)) &&
+           (!norm->copy ||
+            (norm->copy->dtype != FS_F32 && is_number(s, norm->copy->dtype) && fs_same_shape(*norm->copy, y)));
+}
+
+int fs_fits_rows(const fs_step *s, fs_view y, fs_view x, const fs_gather *tables, int n, const fs_norm *norm) {
+    int fits = is_number(s, y.dtype) && (n || x.dtype == FS_F32) && fs_same_shape(x, y);
+    fits = fits && n >= 0 && n <= FS_GATHER_TABLES && (!norm || fits_norm(s, y, norm));
     for (int i = 0; fits && i < n; i++)
         fits = tables[i].table->desc.kind == FS_TABLE && tables[i].table->desc.K == y.cols;
     return fits;
@@ -34,8 +46,8 @@ int fs_fits_pool(const fs_step *s, fs_view y, fs_view x, fs_pooling kind) {
     return x.dtype == FS_F32 && y.dtype == FS_F32 && x.cols == y.cols && y.rows <= s->rows->B && kind < FS_POOL_COUNT;
 }
 
-int fs_fits_add(fs_view y, fs_view x, const fs_epilogue *e) {
-    return x.dtype == FS_F32 && y.dtype == FS_F32 && fs_same_shape(x, y) && fs_fits_epilogue(y, e);
+int fs_fits_add(const fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
+    return x.dtype == FS_F32 && is_number(s, y.dtype) && fs_same_shape(x, y) && fits_epilogue(y, e);
 }
 
 fs_status fs_check_weight(const fs_device *d, const fs_weight_desc *desc) {

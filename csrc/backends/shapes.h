@@ -17,13 +17,12 @@ static inline int fs_is_vector(const fs_weight *w, int64_t width) {
 }
 
 /* e may be NULL. */
-int fs_fits_epilogue(fs_view y, const fs_epilogue *e);
 int fs_fits_matmul(fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
-int fs_fits_attention(fs_view y, fs_view q, fs_view k, fs_view v, int heads);
-/* gather, layer_norm and gather_norm: n tables or x; gamma and beta where there is a norm. */
-int fs_fits_rows(fs_view y, fs_view x, const fs_gather *tables, int n, const fs_weight *gamma, const fs_weight *beta);
+int fs_fits_attention(const fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads);
+/* gather, layer_norm and gather_norm: n tables or x; norm NULL: none. */
+int fs_fits_rows(const fs_step *s, fs_view y, fs_view x, const fs_gather *tables, int n, const fs_norm *norm);
 int fs_fits_pool(const fs_step *s, fs_view y, fs_view x, fs_pooling kind);
-int fs_fits_add(fs_view y, fs_view x, const fs_epilogue *e);
+int fs_fits_add(const fs_step *s, fs_view y, fs_view x, const fs_epilogue *e);
 
 /* What weight_begin and weight_fill refuse on every backend: these may come from a file. */
 fs_status fs_check_weight(const fs_device *d, const fs_weight_desc *desc);

@@ -65,9 +65,10 @@ typedef struct {
 /* Where a weight outside the layers must live. */
 typedef enum { FS_AT_FIRST, FS_AT_LAST } fs_where;
 
-/* Tensors that cross a stage border. */
+/* What goes from layer to layer. x crosses stage borders; `in` does not, and is made again behind one (fs_carry_in). */
 typedef struct {
-    fs_view x; /* [T, D] */
+    fs_view x;  /* [T, D], fp32 */
+    fs_view in; /* x as products read it, in their type: x itself where that is fp32. Not made yet: zeroed */
 } fs_carry;
 
 /* A pattern is a name, or the start of names with "*" behind it. */
@@ -86,7 +87,7 @@ struct fs_arch {
 
     /* After the keys were read: derived settings, combinations that cannot be. */
     fs_status (*settle)(fs_settings *set);
-    /* First stage: ids -> carry. Pushes carry.x on the arena. */
+    /* First stage: ids -> carry. Pushes it on the arena. */
     fs_status (*begin)(fs_step *s, const fs_settings *set, const void *ends, fs_carry *carry);
     fs_status (*run_layer)(fs_step *s, const fs_settings *set, const void *layer, fs_carry *carry);
 };
@@ -107,8 +108,8 @@ fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char 
  * lacking), else fp32. FS_CONFIG when a named type is not computed on one of them. */
 fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n);
 int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
-/* fp32 scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
-fs_status fs_scratch(fs_step *s, int64_t rows, int64_t cols, fs_view *out);
+/* Scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
+fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out);
 
 /* blocks.c: what two architectures share. Weights of a transformer block as fs_weight slots. */
 typedef struct {
@@ -121,10 +122,16 @@ typedef struct {
     fs_weight down, down_bias; /* [D, F], cut by columns */
 } fs_mlp_weights;
 
-/* y[T,D] = x + attention(x); y and x are different views. */
-fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y, fs_view x);
-/* y[T,D] = x + down(activation(up(x))). */
-fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, fs_view x);
+/* Pushes carry->in on the arena where it is not there: carry->x in the type of the products. */
+fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry);
+/* carry->x = layer_norm(x), and carry->in; both are there. */
+fs_status fs_norm_carry(fs_step *s, const fs_settings *set, fs_carry *carry, fs_view x, const fs_weight *gamma,
+                        const fs_weight *beta);
+/* y[T,D] = carry's x + attention(x); y is fp32 and no part of the carry. */
+fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y,
+                            const fs_carry *carry);
+/* y[T,D] = carry's x + down(activation(up(x))). */
+fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, const fs_carry *carry);
 
 /* What a batch is asked for (task.c). Pooling may name several; their vectors stand side by side. */
 typedef enum { FS_TASK_EMBED, FS_TASK_HIDDEN_STATES } fs_task_kind;

@@ -5,15 +5,39 @@
  *   one rank:    y = context . out + bias + x                 (all in the product's epilogue)
  *   more ranks:  y = context . out,  y = sum over ranks y,  y = y + bias + x      (bias and x once, behind the sum)
  *
- * so every rank ends with the same bits. Scratch is given back at once: later work of the same queue runs after the ops
+ * so every rank ends with the same bits. What only products and attention read (normed x, qkv, context, inner) has the
+ * type of the products; sums, and x on its way past the blocks, are fp32:
+ *
+ *   carry.in -> qkv -> context --.              carry.in -> inner --.
+ *   carry.x --------------------(+)-> y -norm-> carry.x ----------(+)-> y -norm-> carry.x, carry.in
+ *
+ * Scratch is given back at once: later work of the same queue runs after the ops
  * that still read it. */
 #include "models/arch.h"
 
 #include <math.h>
 
-fs_status fs_scratch(fs_step *s, int64_t rows, int64_t cols, fs_view *out) {
-    FS_TRY(fs_arena_view(s->arena, FS_F32, rows, cols, out));
-    return s->device->backend->poison(s->queue, out->at, (size_t)(rows * cols) * sizeof(float));
+fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
+    FS_TRY(fs_arena_view(s->arena, dtype, rows, cols, out));
+    return s->device->backend->poison(s->queue, out->at, (size_t)(rows * cols) * fs_dtype_bytes(dtype));
+}
+
+fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry) {
+    const fs_epilogue none = { 0 };
+    const fs_view x = carry->x;
+    if (carry->in.at) return FS_OK;
+    if (set->dtype == FS_F32) {
+        carry->in = x;
+        return FS_OK;
+    }
+    FS_TRY(fs_scratch(s, set->dtype, x.rows, x.cols, &carry->in));
+    return s->ops->add(s, carry->in, x, &none);
+}
+
+fs_status fs_norm_carry(fs_step *s, const fs_settings *set, fs_carry *carry, fs_view x, const fs_weight *gamma,
+                        const fs_weight *beta) {
+    const fs_norm norm = { gamma, beta, set->eps, set->dtype == FS_F32 ? NULL : &carry->in };
+    return s->ops->layer_norm(s, carry->x, x, &norm);
 }
 
 /* y = x . w + bias + residual, where w holds this rank's columns. */
@@ -26,30 +50,31 @@ static fs_status product_of_parts(fs_step *s, fs_view y, fs_view x, const fs_wei
     return s->ops->add(s, y, y, &rest);
 }
 
-fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y, fs_view x) {
+fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y,
+                            const fs_carry *carry) {
     size_t mark = fs_arena_mark(s->arena);
     int heads = (int)(set->H / s->ranks);
     int64_t HE = heads * set->E; /* of this rank */
     const fs_epilogue bias = { .bias = &w->qkv_bias };
     const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E) };
     fs_view qkv, context;
-    FS_TRY(fs_scratch(s, x.rows, 3 * HE, &qkv));
-    FS_TRY(fs_scratch(s, x.rows, HE, &context));
-    FS_TRY(s->ops->matmul(s, qkv, x, &w->qkv, &bias));
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, 3 * HE, &qkv));
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &context));
+    FS_TRY(s->ops->matmul(s, qkv, carry->in, &w->qkv, &bias));
     FS_TRY(s->ops->attention(s, context, fs_view_cols(qkv, 0, HE), fs_view_cols(qkv, HE, HE),
                              fs_view_cols(qkv, 2 * HE, HE), heads, &mask));
-    FS_TRY(product_of_parts(s, y, context, &w->out, &w->out_bias, &x));
+    FS_TRY(product_of_parts(s, y, context, &w->out, &w->out_bias, &carry->x));
     fs_arena_reset(s->arena, mark);
     return FS_OK;
 }
 
-fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, fs_view x) {
+fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, const fs_carry *carry) {
     size_t mark = fs_arena_mark(s->arena);
     const fs_epilogue up = { .bias = &w->up_bias, .activation = set->activation };
     fs_view inner; /* [T, F of this rank] */
-    FS_TRY(fs_scratch(s, x.rows, set->F / s->ranks, &inner));
-    FS_TRY(s->ops->matmul(s, inner, x, &w->up, &up));
-    FS_TRY(product_of_parts(s, y, inner, &w->down, &w->down_bias, &x));
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, set->F / s->ranks, &inner));
+    FS_TRY(s->ops->matmul(s, inner, carry->in, &w->up, &up));
+    FS_TRY(product_of_parts(s, y, inner, &w->down, &w->down_bias, &carry->x));
     fs_arena_reset(s->arena, mark);
     return FS_OK;
 }

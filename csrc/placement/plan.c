@@ -95,7 +95,7 @@ static fs_status dry_run(dry *d, const fs_settings *set, const fs_task *task, in
     const fs_shard_plan *plan = &d->shard.plan;
     const fs_rows rows = { NOWHERE, NOWHERE, NOWHERE, T, B, longest };
     fs_step s = { d->device, d->queue, &d->ops, &d->arena, &rows, d->comm, plan->rank, plan->ranks };
-    fs_carry carry;
+    fs_carry carry = { 0 };
     fs_view out;
     if (plan->first_layer == 0) FS_TRY(a->begin(&s, set, d->shard.ends, &carry));
     else FS_TRY(fs_arena_view(&d->arena, FS_F32, T, set->D, &carry.x));

@@ -158,12 +158,11 @@ SHIM void shim_comm_close(shim *s, fs_comm *c) { backend(s)->comm_close(c); }
 SHIM int shim_gather(shim *s, fs_view y, const fs_gather *tables, int n) {
     return waited(s, s->ops.gather(&s->step, y, tables, n));
 }
-SHIM int shim_layer_norm(shim *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
-    return waited(s, s->ops.layer_norm(&s->step, y, x, gamma, beta, eps));
+SHIM int shim_layer_norm(shim *s, fs_view y, fs_view x, const fs_norm *norm) {
+    return waited(s, s->ops.layer_norm(&s->step, y, x, norm));
 }
-SHIM int shim_gather_norm(shim *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                          const fs_weight *beta, float eps) {
-    return waited(s, s->ops.gather_norm(&s->step, y, tables, n, gamma, beta, eps));
+SHIM int shim_gather_norm(shim *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
+    return waited(s, s->ops.gather_norm(&s->step, y, tables, n, norm));
 }
 SHIM int shim_matmul(shim *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e) {
     return waited(s, s->ops.matmul(&s->step, y, x, w, e));

@@ -14,8 +14,7 @@ static struct {
     fs_ops original;
 } gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .turned = PTHREAD_COND_INITIALIZER };
 
-static fs_status gated(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                       const fs_weight *beta, float eps) {
+static fs_status gated(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
     pthread_mutex_lock(&gate.lock);
     gate.inside++;
     pthread_cond_broadcast(&gate.turned);
@@ -23,7 +22,7 @@ static fs_status gated(fs_step *s, fs_view y, const fs_gather *tables, int n, co
     if (gate.held) gate.passes--;
     gate.inside--;
     pthread_mutex_unlock(&gate.lock);
-    return gate.original.gather_norm(s, y, tables, n, gamma, beta, eps);
+    return gate.original.gather_norm(s, y, tables, n, norm);
 }
 
 static void gate_set(int held) {
@@ -277,12 +276,12 @@ static fs_status fail_when_run(fs_cpu_device *d, const void *none) {
 }
 
 /* Fails when enqueued, or, for FS_DEVICE, when it runs. */
-static fs_status failing(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+static fs_status failing(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
     if (atomic_fetch_sub(&calls_until_failure, 1) == 1) {
         if (failure == FS_DEVICE) return fs_cpu_enqueue(s->queue, fail_when_run, "", 1);
         return fs_fail(failure, "no room for this step");
     }
-    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+    return gate.original.layer_norm(s, y, x, norm);
 }
 
 static void failing_ops(void) {
@@ -327,11 +326,11 @@ static void failing_ops(void) {
 }
 
 /* A device with room for 3 rows of 20 tokens in all. */
-static fs_status narrow(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+static fs_status narrow(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
     if (s->rows->B > 3 || s->rows->T > 20)
         return fs_fail(FS_NO_MEMORY, "no room for %lld rows of %lld tokens", (long long)s->rows->B,
                        (long long)s->rows->T);
-    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+    return gate.original.layer_norm(s, y, x, norm);
 }
 
 /* Batches are halved until they fit; a row that never does fails alone, as do those equal to it in other jobs. */
@@ -383,9 +382,9 @@ static void a_row_without_room_fails_alone(void) {
     end();
 }
 
-static fs_status stay_away(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps) {
+static fs_status stay_away(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
     if (s->rank == 1) return fs_fail(FS_NO_MEMORY, "rank 1 has no room for this step");
-    return gate.original.layer_norm(s, y, x, gamma, beta, eps);
+    return gate.original.layer_norm(s, y, x, norm);
 }
 
 /* One rank's step fails; the other waits for it in a sum, for as long as it may. */

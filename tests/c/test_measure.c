@@ -62,12 +62,12 @@ static void run_every_op(bench *b) {
     fs_epilogue nothing = { 0 }, rest = { .bias = &b->gamma, .residual = &b->x };
     fs_view q = fs_view_cols(b->wide, 0, 48), k = fs_view_cols(b->wide, 48, 48), v = fs_view_cols(b->wide, 96, 48);
     CHECK_OK(s->ops->gather(s, b->x, tables, 2));
-    CHECK_OK(s->ops->gather_norm(s, b->x, tables, 2, &b->gamma, &b->beta, 1e-12f));
+    CHECK_OK(s->ops->gather_norm(s, b->x, tables, 2, &(fs_norm){ &b->gamma, &b->beta, 1e-12f, NULL }));
     CHECK_OK(s->ops->matmul(s, b->wide, b->x, &b->matrix, &all));
     CHECK_OK(s->ops->matmul(s, b->wide, b->x, &b->matrix, &nothing));
     CHECK_OK(s->ops->attention(s, b->y, q, k, v, 3, &mask));
     CHECK_OK(s->ops->add(s, b->y, b->x, &rest));
-    CHECK_OK(s->ops->layer_norm(s, b->y, b->x, &b->gamma, &b->beta, 1e-5f));
+    CHECK_OK(s->ops->layer_norm(s, b->y, b->x, &(fs_norm){ &b->gamma, &b->beta, 1e-5f, NULL }));
     CHECK_OK(s->ops->all_reduce(s, b->x)); /* alone: nothing */
     CHECK_OK(s->ops->pool(s, b->sentences, b->x, FS_POOL_MEAN));
     CHECK_OK(s->ops->l2_normalize(s, b->sentences));
@@ -137,7 +137,8 @@ static void shapes_that_do_not_fit_are_refused(void) {
     CHECK_FAILS(s->ops->gather(s, b.x, &no_table, 1), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->gather(s, b.x, &no_table, 0), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->attention(s, b.y, b.x, b.x, b.x, 5, &mask), FS_DEVICE, "do not go together");
-    CHECK_FAILS(s->ops->layer_norm(s, b.x, b.x, &b.bias, NULL, 1e-5f), FS_DEVICE, "do not go together");
+    const fs_norm wrong = { &b.bias, NULL, 1e-5f, NULL };
+    CHECK_FAILS(s->ops->layer_norm(s, b.x, b.x, &wrong), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->pool(s, b.x, b.x, FS_POOL_CLS), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->add(s, b.x, fewer, NULL), FS_DEVICE, "do not go together");
     CHECK_INT(fs_measure_read(b.device).ops, 0);
@@ -214,7 +215,7 @@ static void what_is_left_empty_is_composed(void) {
     b.ops = fs_ops_complete(&bare);
     CHECK(b.ops.gather == measure->ops->gather);
     fs_gather table = { &b.table, b.memory.at };
-    CHECK_OK(b.ops.gather_norm(&b.step, b.x, &table, 1, &b.gamma, &b.beta, 1e-12f));
+    CHECK_OK(b.ops.gather_norm(&b.step, b.x, &table, 1, &(fs_norm){ &b.gamma, &b.beta, 1e-12f, NULL }));
     CHECK_TEXT(fs_measure_trace(b.device), "gather w[100,48] -> y[7,48]\n"
                                            "layer_norm x[7,48] gamma beta eps 1e-12 -> y[7,48]\n");
     CHECK(fs_ops_complete(measure->ops).gather_norm == measure->ops->gather_norm);

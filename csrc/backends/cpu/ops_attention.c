@@ -75,7 +75,7 @@ static fs_status run_attention(fs_cpu_device *d, const void *args) {
 }
 
 fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
-    if (!fs_fits_attention(y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
+    if (!fs_fits_attention(s, y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
     if (y.cols / heads > FS_HEAD_WIDTH)
         return fs_fail(FS_CONFIG,
                        "%s: heads of %lld numbers are wider than the %d that attention is made for; "

@@ -6,9 +6,8 @@
 #include "backends/shapes.h"
 
 fs_status fs_cpu_gather(fs_step *s, fs_view y, const fs_gather *tables, int n);
-fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta, float eps);
-fs_status fs_cpu_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                             const fs_weight *beta, float eps);
+fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_norm *norm);
+fs_status fs_cpu_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm);
 fs_status fs_cpu_matmul(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
 fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);
 fs_status fs_cpu_pool_rows(fs_step *s, fs_view y, fs_view x, fs_pooling kind);

@@ -64,32 +64,32 @@ static void gather_row(const fs_kernels *k, const rows_args *a, int64_t row) {
 static fs_status run_gather(fs_cpu_device *d, const void *args) { return run_rows(d, args, gather_row, 8); }
 
 static fs_status enqueue_gather(fs_step *s, const char *op, fs_view y, fs_view x, const fs_gather *tables, int n,
-                                const fs_weight *gamma, const fs_weight *beta, float eps) {
-    if (!fs_fits_rows(y, x, tables, n, gamma, beta)) return fs_misfit(s, op, x, y);
+                                const fs_norm *norm) {
+    if (!fs_fits_rows(s, y, x, tables, n, norm)) return fs_misfit(s, op, x, y);
     if (y.rows == 0) return FS_OK;
     rows_args a = { .y = y.at, .x = x.at, .y_stride = y.stride, .x_stride = x.stride, .rows = y.rows, .D = y.cols };
     for (int i = 0; i < n; i++) a.of.gather.table[i] = tables[i].table->at, a.of.gather.index[i] = tables[i].index;
     a.of.gather.tables = n;
-    if (gamma) a.of.gather.gamma = gamma->at;
-    if (beta) a.of.gather.beta = beta->at;
-    a.of.gather.eps = eps;
+    if (norm) {
+        a.of.gather.gamma = norm->gamma->at;
+        a.of.gather.beta = norm->beta ? norm->beta->at : NULL;
+        a.of.gather.eps = norm->eps;
+    }
     return fs_cpu_enqueue(s->queue, run_gather, &a, sizeof a);
 }
 
 fs_status fs_cpu_gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
     if (n < 1) return fs_misfit(s, "gather", y, y);
-    return enqueue_gather(s, "gather", y, y, tables, n, NULL, NULL, 0);
+    return enqueue_gather(s, "gather", y, y, tables, n, NULL);
 }
 
-fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta,
-                            float eps) {
-    return enqueue_gather(s, "layer_norm", y, x, NULL, 0, gamma, beta, eps);
+fs_status fs_cpu_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
+    return enqueue_gather(s, "layer_norm", y, x, NULL, 0, norm);
 }
 
-fs_status fs_cpu_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                             const fs_weight *beta, float eps) {
+fs_status fs_cpu_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
     if (n < 1) return fs_misfit(s, "gather_norm", y, y);
-    return enqueue_gather(s, "gather_norm", y, y, tables, n, gamma, beta, eps);
+    return enqueue_gather(s, "gather_norm", y, y, tables, n, norm);
 }
 
 static void add_row(const fs_kernels *k, const rows_args *a, int64_t row) {
@@ -102,7 +102,7 @@ static fs_status run_add(fs_cpu_device *d, const void *args) { return run_rows(d
 
 fs_status fs_cpu_add(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
     rows_args a = { .y = y.at, .x = x.at, .y_stride = y.stride, .x_stride = x.stride, .rows = y.rows, .D = y.cols };
-    if (!fs_fits_add(y, x, e)) return fs_misfit(s, "add", x, y);
+    if (!fs_fits_add(s, y, x, e)) return fs_misfit(s, "add", x, y);
     a.of.add = fs_cpu_epilogue_of(e);
     return y.rows ? fs_cpu_enqueue(s->queue, run_add, &a, sizeof a) : FS_OK;
 }

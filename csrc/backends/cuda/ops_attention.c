@@ -4,7 +4,7 @@
 enum { QUERIES = 64, QUERIES_128 = 32, WIDEST = 128 }; /* of a block: attention.cu */
 
 fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
-    if (!fs_fits_attention(y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
+    if (!fs_fits_attention(s, y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
     const int width = (int)(y.cols / heads);
     if (width > WIDEST)
         return fs_fail(FS_CONFIG,

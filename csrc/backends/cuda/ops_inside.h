@@ -7,10 +7,8 @@
 #include "backends/shapes.h"
 
 fs_status fs_cuda_gather(fs_step *s, fs_view y, const fs_gather *tables, int n);
-fs_status fs_cuda_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta,
-                             float eps);
-fs_status fs_cuda_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                              const fs_weight *beta, float eps);
+fs_status fs_cuda_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_norm *norm);
+fs_status fs_cuda_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm);
 fs_status fs_cuda_matmul(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
 fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);
 fs_status fs_cuda_pool_rows(fs_step *s, fs_view y, fs_view x, fs_pooling kind);

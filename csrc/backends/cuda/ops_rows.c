@@ -4,8 +4,8 @@
 enum { FOURS = 256, POOL_COLUMNS = 128 }; /* of a block: rows.cu, pool.cu */
 
 static fs_status run_rows(fs_step *s, const char *op, fs_view y, fs_view x, const fs_gather *tables, int n,
-                          const fs_weight *gamma, const fs_weight *beta, float eps) {
-    if (!fs_fits_rows(y, x, tables, n, gamma, beta)) return fs_misfit(s, op, x, y);
+                          const fs_norm *norm) {
+    if (!fs_fits_rows(s, y, x, tables, n, norm)) return fs_misfit(s, op, x, y);
     if (y.rows == 0) return FS_OK;
     fs_cuda_rows a = { .y = y.at,
                        .x = n ? NULL : x.at,
@@ -15,35 +15,34 @@ static fs_status run_rows(fs_step *s, const char *op, fs_view y, fs_view x, cons
                        .rows = (int)y.rows,
                        .tables = n,
                        .x_type = x.dtype,
-                       .y_type = y.dtype,
-                       .eps = eps };
+                       .y_type = y.dtype };
     for (int i = 0; i < n; i++) {
         a.table[i] = tables[i].table->at, a.index[i] = tables[i].index;
         a.table_type = tables[i].table->desc.dtype;
     }
-    if (gamma) a.gamma = gamma->at;
-    if (beta) a.beta = beta->at;
+    if (norm) a.gamma = norm->gamma->at, a.eps = norm->eps;
+    if (norm && norm->beta) a.beta = norm->beta->at;
+    if (norm && norm->copy)
+        a.copy = norm->copy->at, a.copy_stride = norm->copy->stride, a.copy_type = norm->copy->dtype;
     return fs_cuda_launch(s->queue, FS_CUDA_fs_rows_kernel, (fs_cuda_grid){ (unsigned)a.rows, 1, 1 }, &a);
 }
 
 fs_status fs_cuda_gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
     if (n < 1) return fs_misfit(s, "gather", y, y);
-    return run_rows(s, "gather", y, y, tables, n, NULL, NULL, 0);
+    return run_rows(s, "gather", y, y, tables, n, NULL);
 }
 
-fs_status fs_cuda_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta,
-                             float eps) {
-    return run_rows(s, "layer_norm", y, x, NULL, 0, gamma, beta, eps);
+fs_status fs_cuda_layer_norm(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
+    return run_rows(s, "layer_norm", y, x, NULL, 0, norm);
 }
 
-fs_status fs_cuda_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                              const fs_weight *beta, float eps) {
+fs_status fs_cuda_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
     if (n < 1) return fs_misfit(s, "gather_norm", y, y);
-    return run_rows(s, "gather_norm", y, y, tables, n, gamma, beta, eps);
+    return run_rows(s, "gather_norm", y, y, tables, n, norm);
 }
 
 fs_status fs_cuda_add_rows(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
-    if (!fs_fits_add(y, x, e)) return fs_misfit(s, "add", x, y);
+    if (!fs_fits_add(s, y, x, e)) return fs_misfit(s, "add", x, y);
     if (y.rows == 0) return FS_OK;
     fs_cuda_add a = { .y = y.at,
                       .x = x.at,

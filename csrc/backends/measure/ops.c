@@ -3,8 +3,8 @@
  *   matmul x[7,48] w[144,48] bias gelu -> y[7,144]
  *   attention q[7,48]/144 k[7,48]/144 v[7,48]/144 heads 3 scale 0.25 B 2 longest 4 -> y[7,48]
  *
- * [rows,cols], then /stride where it is not cols; N, K of a weight; what an op is not given is not mentioned. Shapes
- * that do not go together fail here, before a real device would read past an end. */
+ * [rows,cols], then :type where it is not fp32, /stride where it is not cols; N, K of a weight; what an op is not given
+ * is not mentioned. Shapes that do not go together fail here, before a real device would read past an end. */
 #include "backends/measure/measure.h"
 
 #include <stdarg.h>
@@ -35,6 +35,7 @@ static entry begin(const char *op) {
 
 static void add_shape(entry *e, const char *name, const fs_view *v) {
     add_text(e, " %s[%lld,%lld]", name, (long long)v->rows, (long long)v->cols);
+    if (v->dtype != FS_F32) add_text(e, ":%s", fs_dtype_name(v->dtype));
     if (v->stride != v->cols) add_text(e, "/%lld", (long long)v->stride);
 }
 
@@ -101,10 +102,14 @@ static void add_tables(entry *e, const fs_view *y, const fs_gather *tables, int 
     }
 }
 
-static void add_norm(entry *e, const fs_weight *gamma, const fs_weight *beta, float eps, const fs_view *y) {
-    add_vector(e, "gamma", gamma, y->cols);
-    if (beta) add_vector(e, "beta", beta, y->cols);
-    add_text(e, " eps %g", (double)eps);
+static void add_norm(entry *e, const fs_norm *norm, const fs_view *y) {
+    add_vector(e, "gamma", norm->gamma, y->cols);
+    if (norm->beta) add_vector(e, "beta", norm->beta, y->cols);
+    add_text(e, " eps %g", (double)norm->eps);
+    if (!norm->copy) return;
+    add_shape(e, "copy", norm->copy);
+    expect(e, norm->copy->rows == y->rows && norm->copy->cols == y->cols);
+    e->figures.written_bytes += bytes_of(norm->copy);
 }
 
 static fs_status gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
@@ -113,20 +118,18 @@ static fs_status gather(fs_step *s, fs_view y, const fs_gather *tables, int n) {
     return finish(s, &e, &y);
 }
 
-static fs_status layer_norm(fs_step *s, fs_view y, fs_view x, const fs_weight *gamma, const fs_weight *beta,
-                            float eps) {
+static fs_status layer_norm(fs_step *s, fs_view y, fs_view x, const fs_norm *norm) {
     entry e = begin("layer_norm");
     add_input(&e, "x", &x);
-    add_norm(&e, gamma, beta, eps, &y);
+    add_norm(&e, norm, &y);
     expect(&e, x.rows == y.rows && x.cols == y.cols);
     return finish(s, &e, &y);
 }
 
-static fs_status gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_weight *gamma,
-                             const fs_weight *beta, float eps) {
+static fs_status gather_norm(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
     entry e = begin("gather_norm");
     add_tables(&e, &y, tables, n);
-    add_norm(&e, gamma, beta, eps, &y);
+    add_norm(&e, norm, &y);
     return finish(s, &e, &y);
 }
 

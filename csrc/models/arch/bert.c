@@ -111,19 +111,23 @@ static fs_status begin(fs_step *s, const fs_settings *set, const void *weights, 
     const fs_gather tables[] = { { &w->words, s->rows->ids },
                                  { &w->types, NULL },
                                  { &w->positions, s->rows->positions } };
-    FS_TRY(fs_arena_view(s->arena, FS_F32, s->rows->T, set->D, &carry->x));
-    return s->ops->gather_norm(s, carry->x, tables, 3, &w->gamma, &w->beta, set->eps);
+    FS_TRY(fs_scratch(s, FS_F32, s->rows->T, set->D, &carry->x));
+    if (set->dtype == FS_F32) carry->in = carry->x;
+    else FS_TRY(fs_scratch(s, set->dtype, s->rows->T, set->D, &carry->in));
+    const fs_norm norm = { &w->gamma, &w->beta, set->eps, set->dtype == FS_F32 ? NULL : &carry->in };
+    return s->ops->gather_norm(s, carry->x, tables, 3, &norm);
 }
 
 static fs_status run_layer(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
     const layer *w = weights;
+    fs_view sum;
+    FS_TRY(fs_carry_in(s, set, carry));
     size_t mark = fs_arena_mark(s->arena);
-    fs_view x = carry->x, sum;
-    FS_TRY(fs_scratch(s, x.rows, set->D, &sum));
-    FS_TRY(fs_self_attention(s, set, &w->attention, sum, x));
-    FS_TRY(s->ops->layer_norm(s, x, sum, &w->attention_gamma, &w->attention_beta, set->eps));
-    FS_TRY(fs_mlp(s, set, &w->mlp, sum, x));
-    FS_TRY(s->ops->layer_norm(s, x, sum, &w->mlp_gamma, &w->mlp_beta, set->eps));
+    FS_TRY(fs_scratch(s, FS_F32, carry->x.rows, set->D, &sum));
+    FS_TRY(fs_self_attention(s, set, &w->attention, sum, carry));
+    FS_TRY(fs_norm_carry(s, set, carry, sum, &w->attention_gamma, &w->attention_beta));
+    FS_TRY(fs_mlp(s, set, &w->mlp, sum, carry));
+    FS_TRY(fs_norm_carry(s, set, carry, sum, &w->mlp_gamma, &w->mlp_beta));
     fs_arena_reset(s->arena, mark); /* later work of this queue runs after what reads `sum` */
     return FS_OK;
 }

@@ -7,15 +7,15 @@
 #define FS_CUDA_ARGS_H
 
 /* y[r] = norm(x[r])  or  norm(sum_i table_i[index_i[r]])  or, where gamma is NULL, the sum itself.
- * norm(x) = (x - mean) / sqrt(var + eps) * gamma + beta. One block a row. */
+ * norm(x) = (x - mean) / sqrt(var + eps) * gamma + beta. A norm's result goes to `copy` as well. One block a row. */
 typedef struct {
-    void *y;
+    void *y, *copy; /* copy may be NULL */
     const void *x; /* NULL where tables are summed */
     const void *table[4]; /* [N, D] of table_type, rows D apart */
     const int *index[4]; /* NULL: row 0 for every token */
     const float *gamma, *beta;
-    long long y_stride, x_stride, D;
-    int rows, tables, table_type, x_type, y_type;
+    long long y_stride, copy_stride, x_stride, D;
+    int rows, tables, table_type, x_type, y_type, copy_type;
     float eps;
 } fs_cuda_rows;
 
@@ -74,13 +74,5 @@ typedef struct {
     long long count;
     int parts;
 } fs_cuda_sum;
-
-/* to[i] = from[i] in another type. */
-typedef struct {
-    void *to;
-    const void *from;
-    long long count;
-    int to_type, from_type;
-} fs_cuda_convert;
 
 #endif

@@ -1,10 +1,9 @@
-/* rows.cu - what goes row by row: gathered sums, LayerNorm, elementwise ends, norms, conversions.
+/* rows.cu - what goes row by row: gathered sums, LayerNorm, elementwise ends, norms.
  *
  *     kernel                grid                                  block   dynamic shared
  *     fs_rows_kernel        rows                                  128     0
  *     fs_normalize_kernel   rows                                  128     0
  *     fs_add_kernel         ceil(rows * ceil(D / 4) / 256)        256     0
- *     fs_convert_kernel     ceil(count / 1024)                    256     0
  *
  * All have a one-dimensional grid, which may be as large as 2^31 - 1.
  *
@@ -119,6 +118,7 @@ FS_KERNEL(fs_rows_kernel, fs_cuda_rows) {
     });
     const float scale = fs_div(1.0f, fs_sqrt(fs_div(squares, (float)D) + a.eps));
     const bool gamma_whole = fs_whole(a.gamma, 0, D, FS_TYPE_F32), beta_whole = fs_whole(a.beta, 0, D, FS_TYPE_F32);
+    const bool copy_whole = fs_whole(a.copy, a.copy_stride, D, a.copy_type);
     fs_row_each(D, [&](long long column) {
         const long long n = D - column;
         const fs_quad gamma = fs_load_four(a.gamma, column, n, FS_TYPE_F32, gamma_whole);
@@ -127,6 +127,7 @@ FS_KERNEL(fs_rows_kernel, fs_cuda_rows) {
         FS_UNROLL
         for (int j = 0; j < 4; j++) q.v[j] = fs_fma((q.v[j] - mean) * scale, gamma.v[j], beta.v[j]);
         fs_store_four(a.y, to + column, n, a.y_type, y_whole, q);
+        if (a.copy) fs_store_four(a.copy, row * a.copy_stride + column, n, a.copy_type, copy_whole, q);
     });
 }
 
@@ -155,13 +156,4 @@ FS_KERNEL(fs_add_kernel, fs_cuda_add) {
     const bool x_whole = fs_whole(a.x, a.x_stride, a.D, a.x_type);
     const fs_quad q = fs_load_four(a.x, row * a.x_stride + column, a.D - column, a.x_type, x_whole);
     fs_finish(a, fs_wholes_of(a, a.D), row, column, a.D, q);
-}
-
-FS_KERNEL(fs_convert_kernel, fs_cuda_convert) {
-    const long long i = 4 * ((long long)blockIdx.x * fs_convert_kernel_threads + fs_thread()), n = a.count - i;
-    if (n <= 0) return;
-    /* Only the last four can be short. */
-    const bool from_whole = fs_whole(a.from, 0, 0, a.from_type) && n >= 4;
-    const bool to_whole = fs_whole(a.to, 0, 0, a.to_type) && n >= 4;
-    fs_store_four(a.to, i, n, a.to_type, to_whole, fs_load_four(a.from, i, n, a.from_type, from_whole));
 }
