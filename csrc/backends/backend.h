@@ -7,7 +7,7 @@
  * is kept by its queue and comes out of the next event_wait on it.
  *
  * Owner of a device: the engine. Threads: one driver thread enqueues on a device; events may be waited for and
- * budgets read from any thread. Loading (weight_*) is for one thread at a time per weight.
+ * budgets read from any thread. Loading (weight_*) is for one thread at a time per weight, for several per device.
  *
  * What is left empty (NULL) in a backend's op table, fallback.c composes. */
 #ifndef FS_BACKENDS_BACKEND_H

@@ -12,7 +12,6 @@
 #include "engine/internal.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -25,20 +24,18 @@ int64_t fs_now_ns(void) {
     return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
 }
 
-fs_status fs_thread_start(pthread_t *out, fs_thread_main run, void *arg) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(out, NULL, run, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed)
-        return fs_fail(FS_NO_MEMORY, "the host refused a thread (%s); raise the limit of processes or memory",
-                       strerror(failed));
+/* A few readers keep a volume busy; more only take cores from others. */
+static fs_status choose_load_threads(fs_engine *e) {
+    int64_t threads;
+    FS_TRY(fs_knob_int(FS_KNOB_LOAD_THREADS, 0, 64, &threads));
+    int cores = threads ? 0 : fs_host_read().cores;
+    e->load_threads = threads ? (int)threads : cores < 4 ? cores : 4;
     return FS_OK;
 }
 
 static fs_status read_limits(fs_engine *e) {
     int64_t tokens, slots;
+    FS_TRY(choose_load_threads(e));
     FS_TRY(fs_knob_int(FS_KNOB_BATCH_TOKENS, 1, 1 << 20, &tokens));
     FS_TRY(fs_knob_int(FS_KNOB_SLOTS, 1, FS_MAX_SLOTS, &slots));
     e->slot_count = (int)slots;

@@ -22,6 +22,7 @@
 #ifndef FS_ENGINE_INTERNAL_H
 #define FS_ENGINE_INTERNAL_H
 
+#include "base/thread.h"
 #include "engine/engine.h"
 #include "engine/schedule.h"
 
@@ -189,6 +190,7 @@ struct fs_engine {
 
     fs_driver *drivers;
     int device_count;
+    int load_threads; /* that read weights, over all devices */
     fs_replica *replicas;
     int replica_count;
     pthread_t scheduler;
@@ -216,9 +218,6 @@ struct fs_engine {
 };
 
 /* engine.c */
-typedef void *(*fs_thread_main)(void *);
-/* Starts a thread that takes no signals. */
-fs_status fs_thread_start(pthread_t *out, fs_thread_main run, void *arg);
 void fs_engine_unref(fs_engine *e);
 int64_t fs_now_ns(void);
 

@@ -182,14 +182,23 @@ void fs_replica_close(fs_replica *r) {
     fs_free(r->stages);
 }
 
+/* Drivers load at the same time: each has its share of the reading threads, itself at least. */
+static int readers_of(const fs_driver *d) {
+    const fs_engine *e = d->engine;
+    int share = e->load_threads / e->device_count, more = d - e->drivers < e->load_threads % e->device_count;
+    return share + more > 1 ? share + more : 1;
+}
+
 fs_status fs_driver_load(fs_driver *d) {
     fs_engine *e = d->engine;
+    int readers = readers_of(d);
     for (int i = 0; i < e->replica_count; i++)
         for (int k = 0; k < e->replicas[i].stage_count; k++)
             for (int r = 0; r < e->plan.stages[k].ranks; r++) {
                 fs_part *p = &e->replicas[i].stages[k].parts[r];
                 fs_shard_plan shard = shard_of(e, k, r);
-                if (p->driver == d) FS_TRY(fs_shard_load(&p->shard, d->loading, &e->set, &shard, d->device));
+                if (p->driver != d) continue;
+                FS_TRY(fs_shard_load(&p->shard, d->loading, &e->set, &shard, d->device, readers));
             }
     return FS_OK;
 }

@@ -1,8 +1,9 @@
 /* load.h - from a checkpoint to the weights of one shard of one stage, on one device.
  *
  * All weights of a layer lie in one slab (and all weights outside the layers in another), so that a layer can be moved
- * or streamed as a whole later. Tensors are read in pieces of at most 64 MB, in large sequential reads, and packed by
- * the backend as they come: never a second full copy. Threads: one loader per shard, several shards at a time. */
+ * or streamed as a whole later. Tensors are read in pieces, in the order of the files, and packed by the backend as they
+ * come: never a second full copy (reading.h). Threads: one loads a shard, with as many readers as it is told; several
+ * shards at a time. */
 #ifndef FS_MODELS_LOAD_H
 #define FS_MODELS_LOAD_H
 
@@ -30,9 +31,10 @@ typedef struct {
 fs_status fs_shard_check(const fs_settings *set, int ranks);
 /* Bytes of weights the shard takes on the device; nothing is allocated. */
 size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device);
-/* The checkpoint must have passed fs_checkpoint_check and fs_weights_check. A file that changed since is an error. */
+/* The checkpoint must have passed fs_checkpoint_check and fs_weights_check. A file that changed since is an error.
+ * readers >= 1: threads that read, this one among them. */
 fs_status fs_shard_load(fs_shard *out, const fs_checkpoint *c, const fs_settings *set, const fs_shard_plan *plan,
-                        fs_device *device);
+                        fs_device *device, int readers);
 /* As fs_shard_load with slabs allocated and no file read: what the measure backend plans with. */
 fs_status fs_shard_shape(fs_shard *out, const fs_settings *set, const fs_shard_plan *plan, fs_device *device);
 void fs_shard_release(fs_shard *s); /* a zeroed one is fine */

@@ -4,6 +4,8 @@
  * program to AddressSanitizer, which names a store past the end by its line of a .cu file. */
 #include "engine_kit.h"
 
+#include "backends/cuda/cuda.h"
+
 #include <dlfcn.h>
 #include <math.h>
 
@@ -11,7 +13,7 @@ static void every_way_gives_the_same_bits(void) {
     static const setup ways[] = {
         { .threads = 1 },
         { .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_SLOTS", "3" } },
-        { .knobs = { "FIRESTEEL_TEST_POISON", "1" } },
+        { .knobs = { "FIRESTEEL_TEST_POISON", "1", "FIRESTEEL_LOAD_THREADS", "4" } },
         { .devices = { "cuda:0", "cuda:1" },
           .device_count = 2,
           .stage_count = 3,
@@ -20,7 +22,7 @@ static void every_way_gives_the_same_bits(void) {
           .device_count = 2,
           .stage_count = 2,
           .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } },
-          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_POISON", "1" } },
+          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_POISON", "1", "FIRESTEEL_LOAD_THREADS", "7" } },
         { .devices = { "cuda:0", "cuda:1", "cuda:3" },
           .device_count = 3,
           .stage_count = 3,
@@ -44,6 +46,129 @@ static void agrees_with_the_cpu(void) {
                       (double)reference_rows.out[i]);
     fs_engine_close(e);
     end();
+}
+
+/* ---- weights filled by several threads ---- */
+
+enum { FILLERS = FS_CUDA_BUFFERS + 4, WEIGHT_ROWS = 200, WEIGHT_COLS = 1500 /* several buffers each */ };
+
+typedef struct {
+    fs_device *device;
+    void *at;
+    fs_weight weight;
+    fs_error error;
+    float rows[WEIGHT_ROWS][WEIGHT_COLS];
+} filler;
+
+static fs_status fill(filler *f, const fs_backend *b) {
+    const fs_weight_desc desc = { .kind = FS_TABLE, .dtype = FS_F32, .N = WEIGHT_ROWS, .K = WEIGHT_COLS };
+    FS_TRY(b->weight_begin(f->device, &f->weight, &desc, f->at));
+    for (int64_t row = 0, n; row < WEIGHT_ROWS; row += n) {
+        n = row + 67 < WEIGHT_ROWS ? 67 : WEIGHT_ROWS - row;
+        FS_TRY(b->weight_fill(f->device, &f->weight, row, n, f->rows[row], sizeof f->rows[row], FS_F32));
+        memset(f->rows[row], 0, (size_t)n * sizeof f->rows[row]); /* the backend has taken what it needs */
+    }
+    return b->weight_end(f->device, &f->weight);
+}
+
+static void *filler_main(void *filler_) {
+    filler *f = filler_;
+    fs_status st = fill(f, f->device->backend);
+    f->error = (fs_error){ 0 };
+    if (st != FS_OK) fs_error_take(&f->error, st);
+    return NULL;
+}
+
+static float number_at(int number, int64_t row, int64_t col, int round) {
+    return (float)((row * 7919 + col * 31 + number * 101 + round * 13) % 4099);
+}
+
+/* All weights at once; returns how many threads have failed. */
+static int fill_all(filler *all, int round) {
+    pthread_t threads[FILLERS];
+    int failed = 0;
+    for (int i = 0; i < FILLERS; i++)
+        for (int64_t r = 0; r < WEIGHT_ROWS; r++)
+            for (int64_t c = 0; c < WEIGHT_COLS; c++) all[i].rows[r][c] = number_at(i, r, c, round);
+    for (int i = 0; i < FILLERS; i++) CHECK_INT(pthread_create(&threads[i], NULL, filler_main, &all[i]), 0);
+    for (int i = 0; i < FILLERS; i++) {
+        pthread_join(threads[i], NULL);
+        failed += all[i].error.status != FS_OK;
+        CHECK(all[i].error.status == FS_OK || strstr(all[i].error.text, "cuda:0"));
+    }
+    return failed;
+}
+
+static void check_filled(filler *all, int round) {
+    const fs_backend *b = &fs_cuda_backend;
+    fs_device *d = all->device;
+    fs_memory host;
+    fs_queue *queue;
+    fs_event *event;
+    CHECK_OK(b->alloc_pinned(d, sizeof all->rows, &host));
+    CHECK_OK(b->queue_new(d, &queue));
+    CHECK_OK(b->event_new(d, &event));
+    for (int i = 0; i < FILLERS; i++) {
+        int64_t wrong = 0;
+        CHECK_OK(b->download(queue, host.at, all[i].weight.at, host.bytes));
+        CHECK_OK(b->event_record(event, queue));
+        CHECK_OK(b->event_wait(event));
+        for (int64_t k = 0; k < WEIGHT_ROWS * WEIGHT_COLS; k++)
+            wrong += ((float *)host.at)[k] != number_at(i, k / WEIGHT_COLS, k % WEIGHT_COLS, round);
+        CHECK_INT(wrong, 0);
+    }
+    b->event_free(event);
+    b->queue_free(queue);
+    b->release(d, &host);
+}
+
+/* Only so many buffers are there for a round; the others as if threads held them. */
+static void leave_buffers(fs_cuda_device *d, int n) {
+    for (int i = 0; i < FS_CUDA_BUFFERS; i++) d->ring[i] = &d->buffers[i];
+    d->first = 0;
+    d->in_ring = n;
+}
+
+/* More threads than buffers. A failing call is one thread's; whatever fails, no buffer is lost and nothing stays
+ * locked, or a later round would not end. */
+static void weights_are_filled_by_many_threads(void) {
+    const fs_device_options options = { 0 };
+    static const int buffers[] = { FS_CUDA_BUFFERS, 1, 2 };
+    void (*fail_at)(long long, int);
+    fs_device *d;
+    fs_memory slab;
+    filler *all = calloc(FILLERS, sizeof *all);
+    void *driver = dlopen(getenv("FIRESTEEL_LIBCUDA"), RTLD_NOW | RTLD_LOCAL),
+         *symbol = dlsym(driver, "softcuda_fail_at");
+    memcpy(&fail_at, &symbol, sizeof symbol);
+    CHECK_OK(fs_cuda_backend.open(&d, &options));
+    CHECK_INT(fs_budget_used(&d->budget, FS_STAGING), FS_CUDA_BUFFERS * FS_CUDA_BUFFER_BYTES);
+    CHECK_OK(fs_cuda_backend.alloc(d, FS_WEIGHTS, FILLERS * sizeof all->rows, &slab));
+    for (int i = 0; i < FILLERS; i++) {
+        all[i].device = d;
+        all[i].at = (char *)slab.at + (size_t)i * sizeof all->rows;
+    }
+    for (int round = 0; round < 3; round++) {
+        leave_buffers(fs_cuda(d), buffers[round]);
+        CHECK_INT(fill_all(all, round), 0);
+        check_filled(all, round);
+        CHECK_INT(fs_cuda(d)->in_ring, buffers[round]);
+    }
+    leave_buffers(fs_cuda(d), FS_CUDA_BUFFERS);
+    int failures = 0;
+    for (int n = 1; n < 240; n += 9) {
+        fail_at(n, 999);
+        failures += fill_all(all, n);
+        fail_at(0, 0);
+        CHECK_INT(fs_cuda(d)->in_ring, FS_CUDA_BUFFERS);
+    }
+    CHECK(failures > 2 * FS_CUDA_BUFFERS);
+    CHECK_INT(fill_all(all, 3), 0);
+    check_filled(all, 3);
+    fs_cuda_backend.release(d, &slab);
+    fs_cuda_backend.close(d);
+    dlclose(driver);
+    free(all);
 }
 
 /* Under LeakSanitizer too: what a failing call leaves behind on either side. */
@@ -87,4 +212,6 @@ static void calls_may_fail(void) {
 }
 
 TESTS({ "every_way_gives_the_same_bits", every_way_gives_the_same_bits },
-      { "agrees_with_the_cpu", agrees_with_the_cpu }, { "calls_may_fail", calls_may_fail })
+      { "agrees_with_the_cpu", agrees_with_the_cpu },
+      { "weights_are_filled_by_many_threads", weights_are_filled_by_many_threads },
+      { "calls_may_fail", calls_may_fail })

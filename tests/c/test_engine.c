@@ -184,7 +184,7 @@ static void many_callers(void) {
     pthread_t threads[8];
     start();
     const setup setups[] = {
-        { .threads = 2, .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } },
+        { .threads = 2, .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_LOAD_THREADS", "3" } },
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 2,

@@ -139,6 +139,8 @@ static void wrong_options(void) {
     CHECK_FAILS(open_as(&e, &model, &slots), FS_CONFIG, "FIRESTEEL_SLOTS is '0'");
     const setup tokens = { .knobs = { "FIRESTEEL_BATCH_TOKENS", "many" } };
     CHECK_FAILS(open_as(&e, &model, &tokens), FS_CONFIG, "FIRESTEEL_BATCH_TOKENS is 'many'");
+    const setup readers = { .knobs = { "FIRESTEEL_LOAD_THREADS", "65" } };
+    CHECK_FAILS(open_as(&e, &model, &readers), FS_CONFIG, "FIRESTEEL_LOAD_THREADS is '65'");
     const fs_engine_options narrow = { .max_memory = 1 << 20 };
     CHECK_FAILS(fs_engine_open(&e, &model.c, &narrow), FS_NO_MEMORY, "MB are missing");
     end();

@@ -2,13 +2,60 @@
 #include "tiny_bert.h"
 
 #include "base/half.h"
-#include "models/load.h"
+#include "models/reading.h"
+#include "models/weights.h"
 #include "placement/plan.h"
+#include "random.h"
 #include "test.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
 
 /* ---- a backend that keeps weights as plain fp32 rows, so that tests can look at them ---- */
 
-static int64_t plain_filled; /* rows */
+static atomic_int_fast64_t plain_filled; /* rows */
+
+/* What tests ask of it. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t came;
+    pthread_t caller;
+    int wanted; /* threads that must have begun a weight before any goes on */
+    int begun, elsewhere; /* weights; of these, not by the caller, whose signals must be blocked */
+    const fs_weight *order[TINY_TENSORS];
+    int shaken; /* fills take their time, each another */
+    int64_t fails; /* fills of weights with so many rows */
+} plain = { .lock = PTHREAD_MUTEX_INITIALIZER, .came = PTHREAD_COND_INITIALIZER };
+
+static void plain_reset(void) {
+    plain.caller = pthread_self();
+    plain.wanted = plain.begun = plain.elsewhere = plain.shaken = 0;
+    plain.fails = 0;
+}
+
+static void note_begin(const fs_weight *w) {
+    struct timespec end;
+    sigset_t blocked;
+    pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 20;
+    pthread_mutex_lock(&plain.lock);
+    if (plain.begun < TINY_TENSORS) plain.order[plain.begun] = w;
+    plain.begun++;
+    if (!pthread_equal(pthread_self(), plain.caller)) {
+        plain.elsewhere++;
+        CHECK(sigismember(&blocked, SIGINT) == 1 && sigismember(&blocked, SIGTERM) == 1);
+    }
+    pthread_cond_broadcast(&plain.came);
+    while (plain.begun < plain.wanted)
+        if (pthread_cond_timedwait(&plain.came, &plain.lock, &end)) {
+            TEST_FAIL("of %d threads %d have come", plain.wanted, plain.begun);
+            break;
+        }
+    pthread_mutex_unlock(&plain.lock);
+}
 
 static fs_status plain_alloc(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out) {
     FS_TRY(fs_budget_take(&d->budget, charge, bytes));
@@ -33,6 +80,7 @@ static size_t plain_bytes(fs_device *d, const fs_weight_desc *desc) {
 static fs_status plain_begin(fs_device *d, fs_weight *w, const fs_weight_desc *desc, void *at) {
     (void)d;
     *w = (fs_weight){ *desc, at };
+    note_begin(w);
     for (int64_t i = 0; i < desc->N * desc->K; i++) ((float *)at)[i] = 999;
     return FS_OK;
 }
@@ -43,7 +91,10 @@ static fs_status plain_fill(fs_device *d, fs_weight *w, int64_t row, int64_t row
     CHECK(row >= 0 && rows > 0 && row + rows <= w->desc.N);
     for (int64_t r = 0; r < rows; r++)
         fs_to_f32((float *)w->at + (row + r) * w->desc.K, (const char *)from + (size_t)r * stride, dtype, w->desc.K);
-    plain_filled += rows;
+    int64_t filled = atomic_fetch_add(&plain_filled, rows);
+    if (plain.shaken) nanosleep(&(struct timespec){ .tv_nsec = (long)(fs_hash(&filled, 8, 7) % 100000) }, NULL);
+    if (w->desc.N == plain.fails)
+        return fs_fail(FS_DEVICE, "the weight that begins with %g is refused", (double)*(float *)w->at);
     return FS_OK;
 }
 
@@ -62,6 +113,7 @@ static const fs_backend plain_backend = { .name = "plain",
                                           .weight_end = plain_end };
 
 static void plain_open(fs_device *d, size_t limit) {
+    plain_reset();
     *d = (fs_device){ .backend = &plain_backend, .name = "plain:0" };
     fs_budget_init(&d->budget, d->name, limit);
 }
@@ -109,7 +161,7 @@ static void every_weight_is_the_file_s(void) {
         plain_open(&device, 0);
         CHECK_OK(read_all(&t, &set));
         const fs_shard_plan plan = whole(&set);
-        CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device));
+        CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
         CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), fs_shard_bytes(&set, &plan, &device));
         CHECK_INT(fs_budget_peak(&device.budget), fs_shard_bytes(&set, &plan, &device));
         const fs_weight *words = slot(&s, -1, set.arch->ends, "embeddings.word_embeddings.weight");
@@ -137,12 +189,12 @@ static void shards_reassemble_to_the_whole(void) {
     plain_open(&device, 0);
     CHECK_OK(read_all(&t, &set));
     fs_shard_plan plan = whole(&set);
-    CHECK_OK(fs_shard_load(&one, &t.c, &set, &plan, &device));
+    CHECK_OK(fs_shard_load(&one, &t.c, &set, &plan, &device, 1));
     for (int ranks = 2; ranks <= 4; ranks *= 2)
         for (int rank = 0; rank < ranks; rank++) {
             fs_shard s;
             plan = (fs_shard_plan){ .first_layer = 1, .last_layer = 2, .rank = rank, .ranks = ranks };
-            CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device));
+            CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
             CHECK(s.ends == NULL);
             const fs_weight *w, *v;
             int64_t part = set.D / ranks, inner = set.F / ranks;
@@ -199,7 +251,7 @@ static void large_tensors_come_in_pieces(void) {
     CHECK_OK(read_all(&t, &set));
     const fs_shard_plan plan = whole(&set);
     plain_filled = 0;
-    CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device));
+    CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
     CHECK_INT(plain_filled, 10000 + 2 + 4 + 2 + 3 * 64 + 1 + 64 + 3 + 64 + 1 + 64 + 3);
     const fs_weight *words = slot(&s, -1, set.arch->ends, "embeddings.word_embeddings.weight");
     for (int64_t i = 0; i < 10000 * 64; i += 61)
@@ -219,10 +271,10 @@ static void files_that_change_while_they_are_read(void) {
     CHECK_OK(read_all(&t, &set));
     const fs_shard_plan plan = whole(&set);
     CHECK_INT(ftruncate(t.fds[0], t.file_bytes[0] - 3), 0);
-    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device), FS_CHECKPOINT, "somebody writes to it");
+    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device, 1), FS_CHECKPOINT, "somebody writes to it");
     CHECK_FAILS(fs_checkpoint_check(&t.c), FS_CHECKPOINT, "the file is cut short");
     close(t.fds[0]);
-    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device), FS_CHECKPOINT, "cannot be opened");
+    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device, 1), FS_CHECKPOINT, "cannot be opened");
     CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), 0);
     fs_budget_destroy(&device.budget);
 }
@@ -236,14 +288,14 @@ static void too_little_memory_is_told_for_the_whole_shard(void) {
     plain_open(&device, 10000);
     CHECK_OK(read_all(&t, &set));
     const fs_shard_plan plan = whole(&set);
-    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device), FS_NO_MEMORY, "plain:0");
+    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device, 1), FS_NO_MEMORY, "plain:0");
     CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), 0);
     CHECK(s.layers == NULL);
     fs_budget_destroy(&device.budget);
     tiny_close(&t);
 }
 
-static fs_status open_and_plan(tiny_bert *t, fs_device *device) {
+static fs_status open_and_plan(tiny_bert *t, fs_device *device, int readers) {
     fs_settings set;
     fs_shard s;
     fs_plan p;
@@ -253,7 +305,7 @@ static fs_status open_and_plan(tiny_bert *t, fs_device *device) {
     const int64_t lengths[] = { 3, 1 };
     FS_TRY(read_all(t, &set));
     const fs_shard_plan plan = whole(&set);
-    FS_TRY(fs_shard_load(&s, &t->c, &set, &plan, device));
+    FS_TRY(fs_shard_load(&s, &t->c, &set, &plan, device, readers));
     fs_shard_release(&s);
     FS_TRY(fs_plan_single(&p, &set));
     fs_plan_free(&p);
@@ -266,21 +318,235 @@ static fs_status open_and_plan(tiny_bert *t, fs_device *device) {
 static void any_allocation_may_fail(void) {
     tiny_bert t;
     fs_device device;
-    int n = 1;
-    fs_status st;
     tiny_open(&t, &TINY);
     plain_open(&device, 0);
-    for (;; n++) {
-        int64_t live = fs_alloc_live();
-        fs_alloc_fail_at(n);
-        st = open_and_plan(&t, &device);
-        fs_alloc_fail_at(0);
-        CHECK_INT(fs_alloc_live(), live);
-        CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), 0);
-        if (st == FS_OK) break;
-        CHECK_INT(st, FS_NO_MEMORY);
+    for (int readers = 1; readers <= 3; readers += 2) {
+        int n = 1;
+        for (;; n++) {
+            int64_t live = fs_alloc_live();
+            fs_alloc_fail_at(n);
+            fs_status st = open_and_plan(&t, &device, readers);
+            fs_alloc_fail_at(0);
+            CHECK_INT(fs_alloc_live(), live);
+            CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), 0);
+            if (st == FS_OK) break;
+            CHECK_INT(st, FS_NO_MEMORY);
+        }
+        CHECK(n > 30);
     }
-    CHECK(n > 40);
+    fs_budget_destroy(&device.budget);
+    tiny_close(&t);
+}
+
+/* ---- several readers ---- */
+
+/* The tensor of a weight's first table row. */
+static const fs_tensor *tensor_of(tiny_bert *t, const fs_shard *s, const fs_weight *w) {
+    const fs_arch *a = fs_archs[0];
+    for (int l = -1; l < s->plan.last_layer; l++) {
+        const char *from = l < 0 ? s->ends : s->layers[l];
+        for (const fs_weight_row *row = l < 0 ? a->ends : a->layer; row->name; row++) {
+            char name[FS_NAME_BYTES];
+            if ((const char *)w != from + row->slot) continue;
+            fs_weight_name(name, a, "", l, row->name);
+            return tiny_find(t, name);
+        }
+    }
+    TEST_FAIL("%p is no weight", (const void *)w);
+    return t->tensors;
+}
+
+static void weights_are_read_in_the_order_of_the_files(void) {
+    tiny_shape shape = TINY;
+    tiny_bert t;
+    fs_settings set;
+    fs_device device;
+    fs_shard s;
+    shape.files = 3;
+    tiny_open(&t, &shape);
+    plain_open(&device, 0);
+    CHECK_OK(read_all(&t, &set));
+    const fs_shard_plan plan = whole(&set);
+    CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
+    CHECK_INT(plain.elsewhere, 0);
+    CHECK_INT(plain.begun, 5 + 2 * 12);
+    for (int i = 1; i < plain.begun; i++) {
+        const fs_tensor *a = tensor_of(&t, &s, plain.order[i - 1]), *b = tensor_of(&t, &s, plain.order[i]);
+        CHECK(a->file < b->file || (a->file == b->file && a->offset < b->offset));
+    }
+    fs_shard_release(&s);
+    fs_budget_destroy(&device.budget);
+    tiny_close(&t);
+}
+
+static void readers_read_at_the_same_time(void) {
+    tiny_bert t;
+    fs_settings set;
+    fs_device device;
+    fs_shard s;
+    tiny_open(&t, &TINY);
+    plain_open(&device, 0);
+    CHECK_OK(read_all(&t, &set));
+    const fs_shard_plan plan = whole(&set);
+    for (int readers = 1; readers <= 5; readers += 2) {
+        plain_reset();
+        plain.wanted = readers;
+        CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, readers));
+        CHECK(plain.elsewhere >= readers - 1);
+        fs_shard_release(&s);
+    }
+    plain_reset();
+    CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 64)); /* more than there are weights */
+    fs_shard_release(&s);
+    fs_budget_destroy(&device.budget);
+    tiny_close(&t);
+}
+
+static void check_same_weights(const fs_shard *a, const fs_shard *b) {
+    const fs_arch *arch = fs_archs[0];
+    for (int l = a->ends ? -1 : 0; l < a->plan.last_layer - a->plan.first_layer; l++)
+        for (const fs_weight_row *row = l < 0 ? arch->ends : arch->layer; row->name; row++) {
+            const fs_weight *v = slot(a, l, l < 0 ? arch->ends : arch->layer, row->name);
+            const fs_weight *w = slot(b, l, l < 0 ? arch->ends : arch->layer, row->name);
+            CHECK(!memcmp(&v->desc, &w->desc, sizeof v->desc));
+            CHECK(!memcmp(v->at, w->at, (size_t)(v->desc.N * v->desc.K) * sizeof(float)));
+        }
+}
+
+static tiny_shape random_shape(uint64_t *seed) {
+    static const fs_dtype dtypes[] = { FS_F32, FS_F16, FS_BF16 };
+    int heads = 2 * (int)random_between(seed, 1, 3);
+    return (tiny_shape){ .L = (int)random_between(seed, 1, 4),
+                         .D = heads * (int)random_between(seed, 1, 9),
+                         .H = heads,
+                         .F = 2 * (int)random_between(seed, 1, 40),
+                         .V = (int)random_between(seed, 1, 4000), /* up to several pieces */
+                         .P = (int)random_between(seed, 1, 40),
+                         .dtype = dtypes[random_between(seed, 0, 2)],
+                         .prefix = random_between(seed, 0, 1) ? "bert." : "",
+                         .files = (int)random_between(seed, 1, 3) };
+}
+
+static void several_readers_give_the_same_weights(void) {
+    uint64_t seed = 11;
+    for (int round = 0; round < 24; round++) {
+        tiny_shape shape = random_shape(&seed);
+        tiny_bert t;
+        fs_settings set;
+        fs_device device;
+        fs_shard one, several;
+        tiny_open(&t, &shape);
+        plain_open(&device, 0);
+        plain.shaken = 1;
+        CHECK_OK(read_all(&t, &set));
+        fs_shard_plan plan = { .last_layer = shape.L, .ranks = (int)random_between(&seed, 1, 2) };
+        plan.first_layer = (int)random_between(&seed, 0, shape.L - 1);
+        plan.rank = (int)random_between(&seed, 0, plan.ranks - 1);
+        plan.with_ends = plan.first_layer == 0;
+        CHECK_OK(fs_shard_load(&one, &t.c, &set, &plan, &device, 1));
+        CHECK_OK(fs_shard_load(&several, &t.c, &set, &plan, &device, (int)random_between(&seed, 2, 6)));
+        check_same_weights(&one, &several);
+        fs_shard_release(&one);
+        fs_shard_release(&several);
+        CHECK_INT(fs_budget_used(&device.budget, FS_WEIGHTS), 0);
+        fs_budget_destroy(&device.budget);
+        tiny_close(&t);
+    }
+}
+
+/* However the readers get on, the failure that one reader meets. */
+static void check_one_failure(const tiny_bert *t, const fs_settings *set, fs_device *device, const char *part) {
+    const fs_shard_plan plan = whole(set);
+    fs_shard s;
+    char alone[1000];
+    plain.shaken = 0;
+    fs_status st = fs_shard_load(&s, &t->c, set, &plan, device, 1);
+    CHECK(st != FS_OK && strstr(fs_error_text(), part));
+    snprintf(alone, sizeof alone, "%s", fs_error_text());
+    plain.shaken = 1;
+    for (int i = 0; i < 12; i++) {
+        CHECK_INT(fs_shard_load(&s, &t->c, set, &plan, device, 2 + i % 4), st);
+        CHECK_TEXT(fs_error_text(), alone);
+        CHECK_INT(fs_budget_used(&device->budget, FS_WEIGHTS), 0);
+        CHECK(s.layers == NULL);
+    }
+}
+
+static void of_several_failures_the_earliest_is_told(void) {
+    tiny_shape shape = TINY;
+    tiny_bert t;
+    fs_settings set;
+    fs_device device;
+    shape.L = 4;
+    shape.files = 3;
+    tiny_open(&t, &shape);
+    plain_open(&device, 0);
+    CHECK_OK(read_all(&t, &set));
+
+    plain_reset();
+    plain.fails = shape.F; /* a weight of every layer */
+    check_one_failure(&t, &set, &device, "is refused");
+    plain_reset();
+    t.names[40][0] = 'x';
+    t.names[70][0] = 'x';
+    check_one_failure(&t, &set, &device, "lacks the tensor encoder.layer.");
+    t.names[40][0] = t.names[70][0] = 'e';
+
+    for (int cut = 1; cut <= 4; cut++) {
+        for (int f = 0; f < 3; f++) CHECK_INT(ftruncate(t.fds[f], t.file_bytes[f] * (5 - cut) / 5), 0);
+        check_one_failure(&t, &set, &device, "somebody writes to it");
+    }
+    fs_budget_destroy(&device.budget);
+    tiny_close(&t);
+}
+
+static void a_host_without_threads_is_told(void) {
+    tiny_bert t;
+    fs_settings set;
+    fs_device device;
+    fs_shard s;
+    pthread_attr_t usual, huge;
+    tiny_open(&t, &TINY);
+    plain_open(&device, 0);
+    CHECK_OK(read_all(&t, &set));
+    const fs_shard_plan plan = whole(&set);
+    pthread_getattr_default_np(&usual);
+    pthread_getattr_default_np(&huge);
+    pthread_attr_setstacksize(&huge, (size_t)1 << 50); /* more than there are addresses */
+    CHECK_INT(pthread_setattr_default_np(&huge), 0);
+    CHECK_FAILS(fs_shard_load(&s, &t.c, &set, &plan, &device, 2), FS_NO_MEMORY, "the host refused a thread");
+    CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
+    CHECK_INT(pthread_setattr_default_np(&usual), 0);
+    fs_shard_release(&s);
+    pthread_attr_destroy(&usual);
+    pthread_attr_destroy(&huge);
+    fs_budget_destroy(&device.budget);
+    tiny_close(&t);
+}
+
+/* One layer's memory for all layers in turn, through one open reading. */
+static void layers_can_be_read_again_elsewhere(void) {
+    tiny_bert t;
+    fs_settings set;
+    fs_device device;
+    fs_shard all, window;
+    fs_reading reading;
+    tiny_open(&t, &TINY);
+    plain_open(&device, 0);
+    CHECK_OK(read_all(&t, &set));
+    const fs_shard_plan plan = { .last_layer = TINY.L, .ranks = 1 }, last = { TINY.L - 1, TINY.L, 0, 1, 0 };
+    CHECK_OK(fs_shard_load(&all, &t.c, &set, &plan, &device, 1));
+    CHECK_OK(fs_shard_load(&window, &t.c, &set, &last, &device, 1));
+    CHECK_OK(fs_reading_open(&reading, &t.c, &set, &plan, &device, 1));
+    for (int l = 2 * TINY.L - 1; l >= 0; l--) {
+        const fs_slab slab = { l % TINY.L, window.layers[0], window.layer_slabs[0].at };
+        fs_shard same = { .plan = last, .layers = &all.layers[l % TINY.L] };
+        CHECK_OK(fs_reading_slabs(&reading, &slab, 1));
+        check_same_weights(&window, &same);
+    }
+    fs_reading_close(&reading);
+    fs_shard_release(&window);
+    fs_shard_release(&all);
     fs_budget_destroy(&device.budget);
     tiny_close(&t);
 }
@@ -290,4 +556,10 @@ TESTS({ "every_weight_is_the_file_s", every_weight_is_the_file_s },
       { "large_tensors_come_in_pieces", large_tensors_come_in_pieces },
       { "files_that_change_while_they_are_read", files_that_change_while_they_are_read },
       { "too_little_memory_is_told_for_the_whole_shard", too_little_memory_is_told_for_the_whole_shard },
-      { "any_allocation_may_fail", any_allocation_may_fail })
+      { "any_allocation_may_fail", any_allocation_may_fail },
+      { "weights_are_read_in_the_order_of_the_files", weights_are_read_in_the_order_of_the_files },
+      { "readers_read_at_the_same_time", readers_read_at_the_same_time },
+      { "several_readers_give_the_same_weights", several_readers_give_the_same_weights },
+      { "of_several_failures_the_earliest_is_told", of_several_failures_the_earliest_is_told },
+      { "a_host_without_threads_is_told", a_host_without_threads_is_told },
+      { "layers_can_be_read_again_elsewhere", layers_can_be_read_again_elsewhere })

@@ -61,7 +61,7 @@ static void run(const fs_settings *set, const fs_shard *shard) {
 static void load(const fs_checkpoint *c, const fs_settings *set, int rank, int ranks) {
     fs_shard shard;
     const fs_shard_plan plan = { 0, (int)set->L, rank, ranks, rank == 0 };
-    fs_status st = fs_shard_load(&shard, c, set, &plan, device);
+    fs_status st = fs_shard_load(&shard, c, set, &plan, device, ranks);
     must(st == FS_OK || st == FS_NO_MEMORY || fs_shard_check(set, ranks) != FS_OK, "what was checked loads");
     if (st == FS_OK && ranks == 1) run(set, &shard);
     if (st == FS_OK) fs_shard_release(&shard);

@@ -6,11 +6,13 @@
  * store when it is already. A failure inside a kernel breaks the context: the driver answers every later call with it,
  * so it comes out of the next event_wait and of all that follow, as the contract asks.
  *
- * STAGING. Weights pass through two pinned halves; one is filled and converted by the host while the other is on its
- * way:
+ * STAGING. Weights pass through a ring of pinned buffers. A thread that fills takes the one sent longest ago, waits until
+ * its copy is over, converts into it, sends it and puts it back; only taking and sending are under the lock, so several
+ * threads convert while several copies are on their way:
  *
- *     half 0   |fill|--copy--|      |fill|--copy--|          an event a half says when it may be filled again
- *     half 1          |fill|--copy--|      |fill|--copy--| */
+ *     buffer 0   |fill|--copy--|           |fill|--copy--|       an event a buffer says when it may be filled again;
+ *     buffer 1    |fill|   --copy--|        |fill|   --copy--|   more threads than buffers wait for one to be sent
+ *     buffer 2         |fill|      --copy--|     |fill| ...      all copies are in one stream */
 #ifndef FS_CUDA_CUDA_H
 #define FS_CUDA_CUDA_H
 
@@ -27,7 +29,13 @@ typedef enum {
     FS_CUDA_KERNEL_COUNT
 } fs_cuda_kernel;
 
-enum { FS_CUDA_HALVES = 2, FS_CUDA_HALF_BYTES = 4 << 20 };
+/* The loader's pieces are of 1 MB; each of four readers fills one buffer while another is copied. */
+enum { FS_CUDA_BUFFERS = 8, FS_CUDA_BUFFER_BYTES = 1 << 20 };
+
+typedef struct {
+    fs_memory memory;
+    fs_cu_event sent; /* behind the last copy out of it */
+} fs_cuda_buffer;
 
 typedef struct {
     fs_device head;
@@ -40,11 +48,12 @@ typedef struct {
     int has_bf16;
     int poison; /* test mode */
 
-    pthread_mutex_t loading; /* held while a piece of a weight is staged */
     fs_cu_stream load_stream;
-    fs_memory half[FS_CUDA_HALVES];
-    fs_cu_event half_free[FS_CUDA_HALVES];
-    int next_half;
+    fs_cuda_buffer buffers[FS_CUDA_BUFFERS];
+    pthread_mutex_t loading; /* of the ring: never held while a thread waits for a copy or converts */
+    pthread_cond_t sent;     /* a buffer is back in the ring */
+    fs_cuda_buffer *ring[FS_CUDA_BUFFERS]; /* in nobody's hands, in the order in which they were sent */
+    int first, in_ring;
 } fs_cuda_device;
 
 static inline fs_cuda_device *fs_cuda(fs_device *d) { return (fs_cuda_device *)d; }

@@ -49,6 +49,7 @@ static void device_close(fs_device *head) {
         if (d->module) d->cu->module_unload(d->module);
     }
     if (d->retained) d->cu->context_release(d->handle);
+    pthread_cond_destroy(&d->sent);
     pthread_mutex_destroy(&d->loading);
     fs_budget_destroy(&d->head.budget);
     fs_free(d);
@@ -114,6 +115,7 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     snprintf(d->head.name, sizeof d->head.name, "cuda:%d", o->index);
     fs_budget_init(&d->head.budget, d->head.name, o->max_memory);
     pthread_mutex_init(&d->loading, NULL);
+    pthread_cond_init(&d->sent, NULL);
     FS_GO(find_device(d));
     FS_GO(enter_first(d));
     FS_GO(describe(d));
