@@ -22,11 +22,14 @@ LAYERS = 3
 LENGTHS = (1, 2, 3, 5, 8, 8, 13, 16, 17, 21, 31, 34, 55, 63, 64, 64)
 REAL = os.environ.get("FIRESTEEL_TEST_GPU") == "1"
 
-# name -> (devices, stages); a stage is (first layer, one past the last, indices into devices)
+# name -> (devices, stages); a stage is (first layer, one past the last, indices into devices, layers held at a time)
 PLANS = {
     "one GPU": (("cuda:0",), None),
     "cut on one GPU": (("cuda:0",), ((0, 1, (0,)), (1, 2, (0,)), (2, 3, (0,)))),
     "two GPUs": (("cuda:0", "cuda:1"), ((0, 2, (0,)), (2, 3, (1,)))),
+    "streamed, a window of one": (("cuda:0",), ((0, 3, (0,), 1),)),
+    "streamed, a window of two": (("cuda:0",), ((0, 3, (0,), 2),)),
+    "streamed behind a cut": (("cuda:0", "cuda:1"), ((0, 1, (0,)), (1, 3, (1,), 1))),
     "there and back": (("cuda:0", "cuda:1"), ((0, 1, (1,)), (1, 2, (0,)), (2, 3, (1,)))),
 }
 CPU = {"cpu": (("cpu",), None)}

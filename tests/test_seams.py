@@ -18,7 +18,7 @@ import tiny
 LAYERS = 3
 LENGTHS = (1, 2, 3, 5, 8, 8, 13, 16, 17, 21, 31, 34, 55, 63, 64, 64)
 
-# name -> (devices, stages); a stage is (first layer, one past the last, indices into devices)
+# name -> (devices, stages); a stage is (first layer, one past the last, indices into devices, layers held at a time)
 SPLIT = {
     "one stage": (("cpu",), None),
     "planned by hand": (("cpu",), ((0, 3, (0,)),)),
@@ -26,6 +26,9 @@ SPLIT = {
     "the other way round": (("cpu:0", "cpu:1"), ((0, 1, (1,)), (1, 2, (0,)), (2, 3, (1,)))),
     "cut on one device": (("cpu",), ((0, 1, (0,)), (1, 2, (0,)), (2, 3, (0,)))),
     "uneven": (("cpu:0", "cpu:1"), ((0, 2, (0,)), (2, 3, (1,)))),
+    "streamed, a window of one": (("cpu",), ((0, 3, (0,), 1),)),
+    "streamed, a window of two": (("cpu",), ((0, 3, (0,), 2),)),
+    "streamed behind a cut": (("cpu:0", "cpu:1"), ((0, 1, (0,)), (1, 3, (1,), 1))),
 }
 TENSOR = {
     "shards of two": (("cpu:0", "cpu:1"), ((0, 3, (0, 1)),)),

@@ -63,6 +63,7 @@ typedef struct {
 
 struct fs_backend {
     const char *name;
+    int in_host_memory; /* device memory is the host's: every device of the backend can read what another holds */
     const fs_ops *ops;
 
     /* Devices there are, found without opening one. */
@@ -74,8 +75,8 @@ struct fs_backend {
 
     /* Device memory, charged to d->budget. Contents are undefined (NaN when FIRESTEEL_TEST_POISON is set). */
     fs_status (*alloc)(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out);
-    /* Host memory that copies can run from and to while the host works; charged as STAGING. */
-    fs_status (*alloc_pinned)(fs_device *d, size_t bytes, fs_memory *out);
+    /* Host memory that copies can run from and to while the host works; charged as STAGING, or as HOST. */
+    fs_status (*alloc_pinned)(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out);
     void (*release)(fs_device *d, fs_memory *m); /* either kind; a zeroed one is fine; *m is zeroed */
 
     fs_status (*queue_new)(fs_device *d, fs_queue **out);

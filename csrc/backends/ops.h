@@ -24,7 +24,8 @@ typedef struct {
     fs_device *device;
     fs_queue *queue;
     const fs_ops *ops;
-    fs_arena *arena; /* device memory of this slot */
+    fs_arena *arena; /* scratch in device memory */
+    fs_arena *kept;  /* for what lives until the step ends; may be the same, and then nothing is kept above scratch */
     const fs_rows *rows;
     fs_comm *comm; /* NULL in a group of one */
     int rank, ranks;

@@ -25,17 +25,17 @@ void fs_budget_destroy(fs_budget *b) { pthread_mutex_destroy(&b->lock); }
 
 static size_t total(const fs_budget *b) {
     size_t sum = 0;
-    for (int c = 0; c < FS_CHARGE_COUNT; c++) sum += b->used[c];
+    for (int c = 0; c < FS_CHARGE_COUNT; c++) sum += c == FS_HOST ? 0 : b->used[c];
     return sum;
 }
 
 fs_status fs_budget_take(fs_budget *b, fs_charge charge, size_t bytes) {
     pthread_mutex_lock(&b->lock);
     size_t before = total(b);
-    size_t room = b->limit == 0 ? SIZE_MAX - before : b->limit > before ? b->limit - before : 0;
+    size_t room = b->limit == 0 || charge == FS_HOST ? SIZE_MAX - before : b->limit > before ? b->limit - before : 0;
     if (bytes <= room) {
         b->used[charge] += bytes;
-        if (before + bytes > b->peak) b->peak = before + bytes;
+        if (total(b) > b->peak) b->peak = total(b);
     }
     pthread_mutex_unlock(&b->lock);
     if (bytes <= room) return FS_OK;

@@ -1,7 +1,7 @@
 /* budget.h - what a device's memory is spent on.
  *
  * One budget per device. Every device allocation is charged to it under a class; `limit` (max_memory, or what the device
- * has) bounds the sum. Thread-safe. Models get names of their own when an engine holds several. */
+ * has) bounds the sum, but for HOST: pinned host memory that stays, of which the device has none. Thread-safe. Models get names of their own when an engine holds several. */
 #ifndef FS_BASE_BUDGET_H
 #define FS_BASE_BUDGET_H
 
@@ -10,7 +10,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
-#define FS_CHARGES(X) X(WEIGHTS, "weights") X(WORKSPACE, "workspace") X(STAGING, "staging")
+#define FS_CHARGES(X) X(WEIGHTS, "weights") X(WORKSPACE, "workspace") X(STAGING, "staging") X(HOST, "host")
 
 typedef enum {
 #define X(id, name) FS_##id,

@@ -1,4 +1,4 @@
-/* driver.c - a device's thread: enqueues the steps of its parts, waits for them, in one order.
+/* driver.c - a device's thread: enqueues the steps of its parts (step.c), waits for them, in one order.
  *
  *   fifo --enqueue--> flight --wait--> results land
  *
@@ -11,82 +11,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <time.h>
 
 #define FS_BLOCKED_NS 50000 /* a wait this long has blocked */
 
-/* What differs from batch to batch, into pinned memory. Only the first stage reads ids. */
-static void fill_block(const fs_block *to, const fs_batch *b, int with_ids) {
-    int32_t t = 0;
-    for (int64_t i = 0; i < b->count; i++) {
-        const fs_row *r = b->rows[i];
-        const fs_request *q = &r->job->request;
-        to->offsets[i] = t;
-        if (with_ids) memcpy(to->ids + t, q->ids + q->offsets[r->index], (size_t)r->tokens * sizeof *to->ids);
-        for (int32_t p = 0; p < r->tokens; p++) to->positions[t + p] = p;
-        t += r->tokens;
-    }
-    to->offsets[b->count] = t;
-}
-
-/* The carry of the stage before, copied into this slot's arena. Rank 0 of a group holds what all of its ranks hold. */
-static fs_status fetch_carry(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, fs_carry *carry) {
-    const fs_part *from = &part->stage[-1].parts[0];
-    const fs_space *from_space = &from->spaces[b->slots[part->stage->index - 1]->index];
-    const fs_view *x = &from_space->carry.x;
-    const fs_backend *backend = s->device->backend;
-    FS_TRY(fs_arena_view(s->arena, x->dtype, x->rows, x->stride, &carry->x));
-    carry->x.cols = x->cols;
-    FS_TRY(backend->queue_wait(s->queue, from_space->done));
-    FS_TRY(backend->peer_copy(s->queue, s->device, carry->x.at, from->driver->device, x->at,
-                              (size_t)(x->rows * x->stride) * fs_dtype_bytes(x->dtype)));
-    return backend->event_record(space->copied, s->queue);
-}
-
-static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, const fs_carry *carry) {
-    const fs_settings *set = &part->stage->engine->set;
-    fs_view out;
-    FS_TRY(fs_task_finish(s, set, &b->task, carry, &out));
-    if (part->rank != 0) return FS_OK;
-    b->results = space->out_memory.at;
-    b->result_stride = out.stride;
-    size_t floats = (size_t)((out.rows - 1) * out.stride + out.cols);
-    return s->device->backend->download(s->queue, space->out_memory.at, out.at, floats * sizeof(float));
-}
-
-static fs_status enqueue_step(fs_part *part, fs_space *space, fs_batch *b) {
-    fs_stage *stage = part->stage;
-    fs_device *device = part->driver->device;
-    const fs_backend *backend = device->backend;
-    const fs_settings *set = &stage->engine->set;
-    const fs_block *block = &space->device_block;
-    fs_rows rows = { .ids = block->ids,
-                     .positions = block->positions,
-                     .offsets = block->offsets,
-                     .T = b->tokens,
-                     .B = b->count,
-                     .longest = b->longest };
-    fs_step s = { .device = device,
-                  .queue = part->queue,
-                  .ops = &stage->ops,
-                  .arena = &space->arena,
-                  .rows = &rows,
-                  .comm = stage->comm,
-                  .rank = part->rank,
-                  .ranks = stage->plan->ranks };
-    fs_carry carry = { 0 };
-
-    fs_arena_reset(&space->arena, 0);
-    FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
-    fill_block(&space->host_block, b, stage->index == 0);
-    FS_TRY(backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at, space->pinned_memory.bytes));
-    if (stage->index == 0) FS_TRY(set->arch->begin(&s, set, part->shard.ends, &carry));
-    else FS_TRY(fetch_carry(&s, part, space, b, &carry));
-    for (int l = 0; l < stage->plan->last_layer - stage->plan->first_layer; l++)
-        FS_TRY(set->arch->run_layer(&s, set, part->shard.layers[l], &carry));
-    if (stage->last) FS_TRY(finish_task(&s, part, space, b, &carry));
-    space->carry = carry;
-    return FS_OK;
-}
+enum { FS_GATHER_TRIES = 20, FS_GATHER_NS = 1000000 };
 
 /* "cpu:1: ..." unless the sentence names the device already. */
 static void name_device(fs_error *error, const fs_device *device) {
@@ -94,22 +23,6 @@ static void name_device(fs_error *error, const fs_device *device) {
     char text[sizeof error->text];
     memcpy(text, error->text, sizeof text);
     snprintf(error->text, sizeof error->text, "%s: %.900s", device->name, text);
-}
-
-/* Without the lock. Both events are recorded whatever happened: they are waited for. */
-static fs_status enqueue(fs_driver *d, const fs_work *w, fs_error *error) {
-    const fs_backend *backend = d->device->backend;
-    fs_space *space = &w->part->spaces[w->slot->index];
-    fs_status st = enqueue_step(w->part, space, w->batch), recorded;
-    if (st != FS_OK) fs_error_take(error, st);
-    if (st != FS_OK && w->part->stage->index > 0) backend->event_record(space->copied, w->part->queue);
-    recorded = backend->event_record(space->done, w->part->queue);
-    if (st == FS_OK && recorded != FS_OK) {
-        st = recorded;
-        fs_error_take(error, st);
-    }
-    if (st != FS_OK) name_device(error, d->device);
-    return st;
 }
 
 static fs_status wait_for(fs_driver *d, fs_event *event, fs_error *error) {
@@ -120,19 +33,53 @@ static fs_status wait_for(fs_driver *d, fs_event *event, fs_error *error) {
     return st;
 }
 
+/* A stage that streams layers goes over as many batches at once as it has slots: rows that wait are given a moment to
+ * become batches. Nobody has to come: they may be withdrawn, or go to another replica. */
+static void gather_pass(fs_driver *d, const fs_stage *stage) {
+    fs_engine *e = d->engine;
+    for (int tries = 0; tries < FS_GATHER_TRIES; tries++) {
+        struct timespec until;
+        if (stage->index > 0 || stage->free_count == 0 || e->stopping) return;
+        if (e->listed == 0 && TAILQ_EMPTY(&e->inbox) && TAILQ_EMPTY(&e->queue)) return;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += FS_GATHER_NS;
+        if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
+        pthread_cond_timedwait(&d->wake, &e->lock, &until);
+    }
+}
+
+/* The oldest work, and where its part streams layers all that follows for the same part: one pass. */
+static int take_pass(fs_driver *d, fs_pass *pass) {
+    fs_part *part = d->fifo.items[d->fifo.head].part;
+    pass->part = part;
+    pass->count = 0;
+    if (part->stream) gather_pass(d, part->stage);
+    do pass->runs[pass->count++].work = fs_works_take(&d->fifo);
+    while (part->stream && pass->count < FS_MAX_SLOTS && d->fifo.count > 0 && d->fifo.items[d->fifo.head].part == part);
+    return pass->count;
+}
+
 static void enqueue_next(fs_driver *d) {
     fs_engine *e = d->engine;
-    fs_work w = fs_works_take(&d->fifo);
-    fs_error error;
+    fs_pass pass;
+    take_pass(d, &pass);
     pthread_mutex_unlock(&e->lock);
     int64_t start = fs_now_ns();
-    fs_status st = enqueue(d, &w, &error);
-    int64_t end = fs_now_ns();
+    fs_pass_enqueue(&pass);
+    int64_t took = fs_now_ns() - start - pass.waited_ns;
     pthread_mutex_lock(&e->lock);
-    d->busy_ns += end - start;
-    if (st != FS_OK) fs_batch_failed(w.batch, &error, st == FS_DEVICE);
-    fs_batch_enqueued(w.batch, w.part);
-    fs_works_add(&d->flight, w);
+    d->busy_ns += took;
+    e->stats.streamed_bytes += pass.streamed_bytes;
+    e->stats.passes += pass.streamed_bytes > 0;
+    for (int i = 0; i < pass.count; i++) {
+        fs_run *r = &pass.runs[i];
+        if (r->status != FS_OK) {
+            name_device(&r->error, d->device);
+            fs_batch_failed(r->work.batch, &r->error, r->status == FS_DEVICE);
+        }
+        fs_batch_enqueued(r->work.batch, pass.part);
+        fs_works_add(&d->flight, r->work);
+    }
 }
 
 static void wait_for_oldest(fs_driver *d) {

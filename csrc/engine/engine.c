@@ -44,6 +44,19 @@ static fs_status read_limits(fs_engine *e) {
     return FS_OK;
 }
 
+/* A pass over streamed layers takes many batches at once. */
+static fs_status choose_slots(fs_engine *e) {
+    int64_t tokens, slots;
+    FS_TRY(fs_knob_int(FS_KNOB_PASS_TOKENS, 1, 1 << 24, &tokens));
+    for (int i = 0; i < e->plan.stage_count; i++) {
+        const fs_stage_plan *s = &e->plan.stages[i];
+        if (s->window == 0 || s->window >= s->last_layer - s->first_layer) continue;
+        slots = (tokens + e->limits.max_tokens - 1) / e->limits.max_tokens;
+        if (slots > e->slot_count) e->slot_count = slots < FS_MAX_SLOTS ? (int)slots : FS_MAX_SLOTS;
+    }
+    return FS_OK;
+}
+
 static fs_status open_devices(fs_engine *e, const fs_engine_options *o) {
     static const char *const preset[] = { "auto" };
     int64_t threads = o->threads;
@@ -238,6 +251,7 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
     FS_GO(open_devices(e, options));
     FS_GO(choose_dtype(e, c));
     FS_GO(make_plan(e, options));
+    FS_GO(choose_slots(e));
     write_numerics(e);
     e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (e->fd < 0)

@@ -76,6 +76,7 @@ typedef struct {
     int64_t tokens, batches;        /* computed */
     int64_t failed_rows;            /* with an error of their own, or of a job that failed or was cancelled */
     int64_t queued_rows; /* submitted, not yet in a batch */
+    int64_t passes, streamed_bytes; /* over streamed layers, and what was brought for them */
     double open_seconds; /* of fs_engine_open */
 } fs_engine_stats;
 fs_engine_stats fs_engine_stats_read(fs_engine *e);

@@ -8,7 +8,9 @@
  *   rows.c      waiting rows, equal rows, withdrawal        under the lock
  *   scheduler.c rows -> batches                             scheduler thread
  *   batch.c     a batch's way through slots, its results    under the lock; copies results outside of it
- *   driver.c    the steps and the waiting for them          driver threads
+ *   driver.c    in which order steps are enqueued, waiting  driver threads
+ *   step.c      a batch's step in a stage                   driver threads
+ *   stream.c    layers that are brought for each pass       a thread a part that has such
  *   stage.c     memory of parts and slots                   open and close
  *
  * engine->lock guards all that changes here, except what a comment gives to one thread. It is never held while a device
@@ -25,6 +27,7 @@
 #include "base/thread.h"
 #include "engine/engine.h"
 #include "engine/schedule.h"
+#include "engine/stream.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -102,6 +105,8 @@ typedef struct {
     int rank;
     fs_driver *driver;
     fs_shard shard;
+    fs_stream *stream;        /* of the layers that the shard does not hold; or NULL */
+    fs_memory scratch_memory; /* with a stream: for the batches of a pass in turn */
     fs_queue *queue;
     fs_space spaces[FS_MAX_SLOTS];
 } fs_part;
@@ -154,6 +159,25 @@ typedef struct {
     fs_part *part;
     fs_slot *slot;
 } fs_work;
+
+/* One batch's step while it is enqueued. */
+typedef struct {
+    fs_work work;
+    fs_step step;
+    fs_rows rows;
+    fs_carry carry;
+    fs_arena scratch;
+    fs_status status;
+    fs_error error; /* where status is not FS_OK */
+} fs_run;
+
+typedef struct {
+    fs_part *part;
+    int count;
+    fs_run runs[FS_MAX_SLOTS];
+    int64_t waited_ns;      /* for layers to come */
+    int64_t streamed_bytes; /* of layers that came */
+} fs_pass;
 
 /* Ring of fixed room. */
 typedef struct {
@@ -254,6 +278,9 @@ void fs_batch_part_done(fs_batch *b, fs_part *part,
                         fs_slot *slot); /* under the lock, which it may let go for a while */
 fs_work fs_works_take(fs_works *w);
 void fs_works_add(fs_works *w, fs_work item);
+
+/* step.c, on the part's driver and without the lock: enqueues the works of the pass, each run's status is set. */
+void fs_pass_enqueue(fs_pass *p);
 
 /* scheduler.c, driver.c */
 void *fs_scheduler_main(void *engine);

@@ -13,14 +13,22 @@ typedef struct {
     size_t weights, workspace, staging;
 } need;
 
+/* Slabs that layers are streamed through: two, where there is memory for a second layer beside those that are held. */
+static int slabs_of(const fs_stage_plan *plan) {
+    if (plan->window == 0 || plan->window >= plan->last_layer - plan->first_layer) return 0;
+    return plan->window > 1 ? 2 : 1;
+}
+
 static fs_shard_plan shard_of(const fs_engine *e, int index, int rank) {
     const fs_stage_plan *plan = &e->plan.stages[index];
+    int slabs = slabs_of(plan), layers = plan->last_layer - plan->first_layer;
     int holder = e->set.arch->ends_at == FS_AT_FIRST ? 0 : e->plan.stage_count - 1;
     return (fs_shard_plan){ .first_layer = plan->first_layer,
                             .last_layer = plan->last_layer,
                             .rank = rank,
                             .ranks = plan->ranks,
-                            .with_ends = index == holder };
+                            .with_ends = index == holder,
+                            .streamed = slabs ? layers - (plan->window - slabs) : 0 };
 }
 
 static size_t block_ints(size_t n) { return (n + 15) & ~(size_t)15; }
@@ -43,23 +51,22 @@ static size_t out_bytes(const fs_engine *e, int index, int rank) {
     return (size_t)(pooled > tokens ? pooled : tokens) * (size_t)e->set.D * sizeof(float);
 }
 
-static fs_status arena_bytes(const fs_engine *e, const fs_shard_plan *shard, size_t *out) {
+static fs_status arena_bytes(const fs_engine *e, const fs_shard_plan *shard, fs_step_cost *out) {
     fs_task task = { .kind = FS_TASK_EMBED, .pooling_count = FS_POOL_COUNT, .normalize = 1 };
     for (int i = 0; i < FS_POOL_COUNT; i++) task.pooling[i] = (fs_pooling)i;
     int64_t longest = e->set.P < e->block_tokens ? e->set.P : e->block_tokens;
-    fs_step_cost cost;
-    FS_TRY(fs_plan_step_cost(&cost, &e->set, shard, &task, e->block_tokens, e->limits.max_rows, longest));
-    *out = cost.workspace;
-    return FS_OK;
+    return fs_plan_step_cost(out, &e->set, shard, &task, e->block_tokens, e->limits.max_rows, longest);
 }
 
 static fs_status add_need(need *n, const fs_engine *e, int index, int rank) {
     fs_shard_plan shard = shard_of(e, index, rank);
     fs_device *device = e->drivers[e->plan.stages[index].devices[rank]].device;
-    size_t arena, slots = (size_t)e->slot_count;
-    FS_TRY(arena_bytes(e, &shard, &arena));
+    fs_step_cost cost;
+    size_t slots = (size_t)e->slot_count, scratches = shard.streamed ? 1 : slots;
+    FS_TRY(arena_bytes(e, &shard, &cost));
     n->weights += fs_shard_bytes(&e->set, &shard, device);
-    n->workspace += slots * (arena + block_bytes(e));
+    n->weights += fs_stream_bytes(&e->set, &shard, device, slabs_of(&e->plan.stages[index]));
+    n->workspace += slots * (cost.kept + block_bytes(e)) + scratches * cost.scratch;
     n->staging += slots * (block_bytes(e) + out_bytes(e, index, rank));
     return FS_OK;
 }
@@ -85,8 +92,8 @@ static fs_status space_open(fs_space *s, const fs_engine *e, fs_device *d, size_
     const fs_backend *b = d->backend;
     FS_TRY(b->alloc(d, FS_WORKSPACE, arena, &s->arena_memory));
     FS_TRY(b->alloc(d, FS_WORKSPACE, block_bytes(e), &s->block_memory));
-    FS_TRY(b->alloc_pinned(d, block_bytes(e), &s->pinned_memory));
-    if (out) FS_TRY(b->alloc_pinned(d, out, &s->out_memory));
+    FS_TRY(b->alloc_pinned(d, FS_STAGING, block_bytes(e), &s->pinned_memory));
+    if (out) FS_TRY(b->alloc_pinned(d, FS_STAGING, out, &s->out_memory));
     FS_TRY(b->event_new(d, &s->copied));
     FS_TRY(b->event_new(d, &s->done));
     memset(s->pinned_memory.at, 0, s->pinned_memory.bytes); /* all of it is uploaded, whatever a batch fills */
@@ -109,21 +116,26 @@ static void space_close(fs_space *s, fs_device *d) {
 static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
     fs_engine *e = stage->engine;
     fs_shard_plan shard = shard_of(e, stage->index, rank);
-    size_t arena;
+    fs_step_cost cost;
     p->stage = stage;
     p->rank = rank;
     p->driver = &e->drivers[stage->plan->devices[rank]];
-    FS_TRY(arena_bytes(e, &shard, &arena));
-    FS_TRY(p->driver->device->backend->queue_new(p->driver->device, &p->queue));
+    fs_device *d = p->driver->device;
+    FS_TRY(arena_bytes(e, &shard, &cost));
+    FS_TRY(d->backend->queue_new(d, &p->queue));
+    if (shard.streamed) FS_TRY(d->backend->alloc(d, FS_WORKSPACE, cost.scratch, &p->scratch_memory));
+    size_t arena = shard.streamed ? cost.kept : cost.kept + cost.scratch;
     for (int s = 0; s < e->slot_count; s++)
-        FS_TRY(space_open(&p->spaces[s], e, p->driver->device, arena, out_bytes(e, stage->index, rank)));
+        FS_TRY(space_open(&p->spaces[s], e, d, arena, out_bytes(e, stage->index, rank)));
     return FS_OK;
 }
 
 static void part_close(fs_part *p) {
     if (!p->driver) return;
     fs_device *d = p->driver->device;
+    fs_stream_close(p->stream);
     d->backend->queue_free(p->queue);
+    d->backend->release(d, &p->scratch_memory);
     for (int s = 0; s < FS_MAX_SLOTS; s++) space_close(&p->spaces[s], d);
     fs_shard_release(&p->shard);
 }
@@ -199,6 +211,9 @@ fs_status fs_driver_load(fs_driver *d) {
                 fs_shard_plan shard = shard_of(e, k, r);
                 if (p->driver != d) continue;
                 FS_TRY(fs_shard_load(&p->shard, d->loading, &e->set, &shard, d->device, readers));
+                if (shard.streamed)
+                    FS_TRY(fs_stream_open(&p->stream, d->loading, &e->set, &shard, d->device, slabs_of(p->stage->plan),
+                                          readers));
             }
     return FS_OK;
 }

@@ -87,7 +87,7 @@ struct fs_arch {
 
     /* After the keys were read: derived settings, combinations that cannot be. */
     fs_status (*settle)(fs_settings *set);
-    /* First stage: ids -> carry. Pushes it on the arena. */
+    /* First stage: ids -> carry, which it keeps (fs_keep). */
     fs_status (*begin)(fs_step *s, const fs_settings *set, const void *ends, fs_carry *carry);
     fs_status (*run_layer)(fs_step *s, const fs_settings *set, const void *layer, fs_carry *carry);
 };
@@ -108,6 +108,8 @@ fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char 
  * lacking), else fp32. FS_CONFIG when a named type is not computed on one of them. */
 fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n);
 int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
+/* Memory [rows, cols] until the step ends, for the carry; no scratch may be held meanwhile. Poisoned in the test mode. */
+fs_status fs_keep(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out);
 /* Scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
 fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out);
 
@@ -122,7 +124,7 @@ typedef struct {
     fs_weight down, down_bias; /* [D, F], cut by columns */
 } fs_mlp_weights;
 
-/* Pushes carry->in on the arena where it is not there: carry->x in the type of the products. */
+/* Makes carry->in where it is not there: carry->x in the type of the products. */
 fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry);
 /* carry->x = layer_norm(x), and carry->in; both are there. */
 fs_status fs_norm_carry(fs_step *s, const fs_settings *set, fs_carry *carry, fs_view x, const fs_weight *gamma,

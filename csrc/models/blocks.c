@@ -17,9 +17,17 @@
 
 #include <math.h>
 
-fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
-    FS_TRY(fs_arena_view(s->arena, dtype, rows, cols, out));
+static fs_status push(fs_step *s, fs_arena *arena, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
+    FS_TRY(fs_arena_view(arena, dtype, rows, cols, out));
     return s->device->backend->poison(s->queue, out->at, (size_t)(rows * cols) * fs_dtype_bytes(dtype));
+}
+
+fs_status fs_keep(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
+    return push(s, s->kept, dtype, rows, cols, out);
+}
+
+fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
+    return push(s, s->arena, dtype, rows, cols, out);
 }
 
 fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry) {
@@ -30,7 +38,7 @@ fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry) {
         carry->in = x;
         return FS_OK;
     }
-    FS_TRY(fs_scratch(s, set->dtype, x.rows, x.cols, &carry->in));
+    FS_TRY(fs_keep(s, set->dtype, x.rows, x.cols, &carry->in));
     return s->ops->add(s, carry->in, x, &none);
 }
 

@@ -124,6 +124,43 @@ done:
     return st;
 }
 
+fs_status fs_checkpoint_copy(fs_checkpoint **out, const fs_checkpoint *c) {
+    fs_status st = FS_OK;
+    fs_checkpoint *copy = NULL;
+    fs_tensor *tensors = NULL;
+    char **files = NULL;
+    *out = NULL;
+    FS_TRY(fs_alloc(&copy, 1, sizeof *copy));
+    FS_GO(fs_strdup((char **)&copy->name, c->name));
+    FS_GO(fs_alloc(&files, (size_t)c->file_count, sizeof *files));
+    copy->files = (const char *const *)files;
+    for (; copy->file_count < c->file_count; copy->file_count++)
+        FS_GO(fs_strdup(&files[copy->file_count], c->files[copy->file_count]));
+    FS_GO(fs_alloc(&tensors, (size_t)c->tensor_count, sizeof *tensors));
+    copy->tensors = tensors;
+    for (; copy->tensor_count < c->tensor_count; copy->tensor_count++) {
+        fs_tensor *t = &tensors[copy->tensor_count];
+        *t = c->tensors[copy->tensor_count];
+        t->dtype_text = fs_dtype_name(t->dtype);
+        FS_GO(fs_strdup((char **)&t->name, t->name));
+    }
+    *out = copy;
+    copy = NULL;
+done:
+    fs_checkpoint_free(copy);
+    return st;
+}
+
+void fs_checkpoint_free(fs_checkpoint *c) {
+    if (!c) return;
+    for (int i = 0; i < c->tensor_count; i++) fs_free((void *)c->tensors[i].name);
+    for (int i = 0; i < c->file_count; i++) fs_free((void *)c->files[i]);
+    fs_free((void *)c->tensors);
+    fs_free((void *)c->files);
+    fs_free((void *)c->name);
+    fs_free(c);
+}
+
 const fs_config_key *fs_checkpoint_key(const fs_checkpoint *c, const char *key) {
     for (int i = 0; i < c->key_count; i++)
         if (!strcmp(c->keys[i].key, key)) return &c->keys[i];

@@ -43,6 +43,9 @@ typedef struct {
 
 /* Opens each file and checks every tensor against its size: range, overlap, shape x dtype = bytes, duplicate names. */
 fs_status fs_checkpoint_check(const fs_checkpoint *c);
+/* A copy of names, files and tensors, but of no keys: what reading weights later needs. Freed with fs_checkpoint_free. */
+fs_status fs_checkpoint_copy(fs_checkpoint **out, const fs_checkpoint *c);
+void fs_checkpoint_free(fs_checkpoint *c); /* one of fs_checkpoint_copy; NULL is fine */
 /* NULL when the key is not there. */
 const fs_config_key *fs_checkpoint_key(const fs_checkpoint *c, const char *key);
 /* A regular file, opened for reading; *bytes is its size now. Nothing waits: a pipe or a socket is refused. */

@@ -17,7 +17,7 @@ fs_status fs_shard_check(const fs_settings *set, int ranks) {
     return FS_OK;
 }
 
-static int layers_of(const fs_shard_plan *plan) { return plan->last_layer - plan->first_layer; }
+static int layers_of(const fs_shard_plan *plan) { return plan->last_layer - plan->first_layer - plan->streamed; }
 
 size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device) {
     size_t bytes = (size_t)layers_of(plan) * fs_slab_bytes(set, plan, 0, device);

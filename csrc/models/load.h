@@ -17,6 +17,7 @@ typedef struct {
     int first_layer, last_layer; /* [first, last) */
     int rank, ranks;             /* of the tensor group */
     int with_ends;               /* hold the weights outside the layers */
+    int streamed;                /* of the layers the last ones, which have no place here (engine/stream.h) */
 } fs_shard_plan;
 
 typedef struct {
@@ -24,7 +25,7 @@ typedef struct {
     fs_device *device;
     fs_memory ends_slab, *layer_slabs;
     void *ends;    /* arch->ends_bytes of fs_weight, or NULL */
-    void **layers; /* [last - first] of arch->layer_bytes */
+    void **layers; /* [last - first - streamed] of arch->layer_bytes */
 } fs_shard;
 
 /* Whether the settings can be cut `ranks` ways; FS_CONFIG says which number does not divide. */

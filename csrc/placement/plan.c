@@ -20,6 +20,14 @@ static fs_status check_stage(const fs_settings *set, const fs_stage_plan *s, int
         return fs_fail(FS_CONFIG, "stage %d is a group of %d devices; a group has 1 to %d", index, s->ranks,
                        FS_MAX_GROUP);
     FS_TRY(fs_shard_check(set, s->ranks));
+    if (s->window < 0)
+        return fs_fail(FS_CONFIG, "stage %d holds %d layers at a time; it holds 1 or more, or 0 for all", index,
+                       s->window);
+    if (s->window > 0 && s->ranks > 1)
+        return fs_fail(FS_CONFIG,
+                       "stage %d is a group of %d devices that would stream its layers; a group holds all of them, so "
+                       "split the layers over devices (split=%d), or stream on one",
+                       index, s->ranks, s->ranks);
     for (int r = 0; r < s->ranks; r++) {
         if (s->devices[r] < 0 || s->devices[r] >= device_count)
             return fs_fail(FS_CONFIG, "stage %d names device %d of %d", index, s->devices[r], device_count);
@@ -58,7 +66,7 @@ typedef struct {
     fs_queue *queue;
     fs_comm *comm;
     fs_shard shard;
-    fs_arena arena;
+    fs_arena arena, kept;
     fs_ops ops;
 } dry;
 
@@ -75,8 +83,10 @@ static fs_status dry_open(dry *d, const fs_settings *set, const fs_shard_plan *s
         for (int i = 0; i < shard->ranks; i++) ranks[i] = d->device;
         FS_TRY(b->comm_open(&d->comm, ranks, shard->ranks, 1));
     }
-    FS_TRY(fs_shard_shape(&d->shard, set, shard, d->device));
-    d->arena = fs_arena_over(NOWHERE, SIZE_MAX / 4);
+    fs_shard_plan whole = *shard;
+    whole.streamed = 0;
+    FS_TRY(fs_shard_shape(&d->shard, set, &whole, d->device));
+    d->arena = d->kept = fs_arena_over(NOWHERE, SIZE_MAX / 4);
     d->ops = fs_ops_complete(b->ops);
     return FS_OK;
 }
@@ -94,11 +104,19 @@ static fs_status dry_run(dry *d, const fs_settings *set, const fs_task *task, in
     const fs_arch *a = set->arch;
     const fs_shard_plan *plan = &d->shard.plan;
     const fs_rows rows = { NOWHERE, NOWHERE, NOWHERE, T, B, longest };
-    fs_step s = { d->device, d->queue, &d->ops, &d->arena, &rows, d->comm, plan->rank, plan->ranks };
+    fs_step s = { .device = d->device,
+                  .queue = d->queue,
+                  .ops = &d->ops,
+                  .arena = &d->arena,
+                  .kept = &d->kept,
+                  .rows = &rows,
+                  .comm = d->comm,
+                  .rank = plan->rank,
+                  .ranks = plan->ranks };
     fs_carry carry = { 0 };
     fs_view out;
     if (plan->first_layer == 0) FS_TRY(a->begin(&s, set, d->shard.ends, &carry));
-    else FS_TRY(fs_arena_view(&d->arena, FS_F32, T, set->D, &carry.x));
+    else FS_TRY(fs_keep(&s, FS_F32, T, set->D, &carry.x));
     for (int i = 0; i < plan->last_layer - plan->first_layer; i++)
         FS_TRY(a->run_layer(&s, set, d->shard.layers[i], &carry));
     return plan->last_layer == set->L ? fs_task_finish(&s, set, task, &carry, &out) : FS_OK;
@@ -111,7 +129,7 @@ fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_
     FS_GO(dry_open(&d, set, shard));
     FS_GO(dry_run(&d, set, task, T, B, longest));
     const fs_measured m = fs_measure_read(d.device);
-    *out = (fs_step_cost){ d.arena.peak, m.multiply_adds, m.read_bytes + m.written_bytes };
+    *out = (fs_step_cost){ d.kept.peak, d.arena.peak, m.multiply_adds, m.read_bytes + m.written_bytes };
 done:
     dry_close(&d);
     return st;

@@ -13,6 +13,7 @@
 typedef struct {
     int first_layer, last_layer; /* [first, last) */
     int ranks, devices[FS_MAX_GROUP]; /* indices into the engine's devices; a device may hold several stages */
+    int window; /* layers there is memory for; the others are streamed through the last of it. 0: all */
 } fs_stage_plan;
 
 typedef struct {
@@ -30,7 +31,7 @@ void fs_plan_free(fs_plan *p); /* a zeroed one is fine */
 /* What one slot of one shard needs for a batch of at most T tokens in B rows, from a dry run on the measure backend.
  * The task counts where the shard holds the last layer (else it may be NULL). */
 typedef struct {
-    size_t workspace; /* arena bytes */
+    size_t kept, scratch; /* arena bytes: until the step ends; within a layer */
     int64_t multiply_adds, moved_bytes;
 } fs_step_cost;
 fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard, const fs_task *task,

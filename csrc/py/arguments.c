@@ -175,10 +175,12 @@ void fs_py_checkpoint_clear(fs_py_checkpoint *c) {
 static int stage_from(fs_stage_plan *stage, PyObject *item) {
     PyObject *devices;
     if (!PyTuple_Check(item)) {
-        PyErr_SetString(PyExc_TypeError, "a stage must be a tuple (first layer, last layer, (device, ...))");
+        PyErr_SetString(PyExc_TypeError, "a stage must be a tuple (first layer, last layer, (device, ...)), with a "
+                                         "window of layers behind it or not");
         return -1;
     }
-    if (!PyArg_ParseTuple(item, "iiO", &stage->first_layer, &stage->last_layer, &devices)) return -1;
+    stage->window = 0;
+    if (!PyArg_ParseTuple(item, "iiO|i", &stage->first_layer, &stage->last_layer, &devices, &stage->window)) return -1;
     Py_ssize_t ranks = PySequence_Size(devices);
     if (ranks < 0) return -1;
     if (ranks < 1 || ranks > FS_MAX_GROUP) {

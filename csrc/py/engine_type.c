@@ -190,15 +190,17 @@ static PyObject *device_stats(fs_py_state *state, fs_engine *engine, int device)
     fs_device_stats d;
     fs_status st = fs_engine_device_stats(engine, device, &d);
     if (st != FS_OK) return fs_py_raise(state, st);
-    return Py_BuildValue("{s:s,s:s,s:i,s:d,s:n,s:n,s:n,s:n,s:n}", "name", d.name, "numerics", d.numerics, "threads",
+    return Py_BuildValue("{s:s,s:s,s:i,s:d,s:n,s:n,s:n,s:n,s:n,s:n}", "name", d.name, "numerics", d.numerics, "threads",
                          d.threads, "busy_seconds", d.busy_seconds, "limit", (Py_ssize_t)d.limit, "peak",
                          (Py_ssize_t)d.peak, "weights", (Py_ssize_t)d.used[FS_WEIGHTS], "workspace",
-                         (Py_ssize_t)d.used[FS_WORKSPACE], "staging", (Py_ssize_t)d.used[FS_STAGING]);
+                         (Py_ssize_t)d.used[FS_WORKSPACE], "staging", (Py_ssize_t)d.used[FS_STAGING], "host",
+                         (Py_ssize_t)d.used[FS_HOST]);
 }
 
 PyDoc_STRVAR(stats_doc,
              "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
-             "queued_rows, open_seconds,\nand for each of `devices` its bytes by use and the seconds its "
+             "queued_rows, passes over streamed layers, streamed_bytes, open_seconds,\nand for each of `devices` its "
+             "bytes by use and the seconds its "
              "threads were busy.");
 
 static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
@@ -214,10 +216,11 @@ static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     }
     fs_py_engine_leave(self);
     if (!devices) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:N}", "rows", (long long)s.rows, "duplicate_rows",
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:N}", "rows", (long long)s.rows, "duplicate_rows",
                          (long long)s.duplicate_rows, "tokens", (long long)s.tokens, "batches", (long long)s.batches,
-                         "failed_rows", (long long)s.failed_rows, "queued_rows", (long long)s.queued_rows,
-                         "open_seconds", s.open_seconds, "devices", devices);
+                         "failed_rows", (long long)s.failed_rows, "queued_rows", (long long)s.queued_rows, "passes",
+                         (long long)s.passes, "streamed_bytes", (long long)s.streamed_bytes, "open_seconds",
+                         s.open_seconds, "devices", devices);
 }
 
 static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
@@ -239,8 +242,8 @@ static PyObject *stage_dict(const fs_stage_plan *stage) {
     for (int r = 0; devices && r < stage->ranks; r++)
         if (PyList_SetItem(devices, r, PyLong_FromLong(stage->devices[r])) < 0) Py_CLEAR(devices);
     if (!devices) return NULL;
-    return Py_BuildValue("{s:i,s:i,s:N}", "first_layer", stage->first_layer, "last_layer", stage->last_layer, "devices",
-                         devices);
+    return Py_BuildValue("{s:i,s:i,s:N,s:i}", "first_layer", stage->first_layer, "last_layer", stage->last_layer,
+                         "devices", devices, "window", stage->window);
 }
 
 static PyObject *engine_placement(PyObject *object, void *Py_UNUSED(closure)) {

@@ -101,7 +101,7 @@ static int has_memory(const shim *s) { return backend(s) != &fs_measure_backend;
 SHIM int shim_upload(shim *s, void *to, const void *from, size_t bytes) {
     fs_memory pinned = { 0 };
     fs_status st = FS_OK;
-    FS_GO(backend(s)->alloc_pinned(s->device, bytes, &pinned));
+    FS_GO(backend(s)->alloc_pinned(s->device, FS_STAGING, bytes, &pinned));
     if (has_memory(s)) memcpy(pinned.at, from, bytes);
     st = waited(s, backend(s)->upload(s->step.queue, to, pinned.at, bytes));
 done:
@@ -112,7 +112,7 @@ done:
 SHIM int shim_download(shim *s, void *to, const void *from, size_t bytes) {
     fs_memory pinned = { 0 };
     fs_status st = FS_OK;
-    FS_GO(backend(s)->alloc_pinned(s->device, bytes, &pinned));
+    FS_GO(backend(s)->alloc_pinned(s->device, FS_STAGING, bytes, &pinned));
     FS_GO(waited(s, backend(s)->download(s->step.queue, pinned.at, from, bytes)));
     if (has_memory(s)) memcpy(to, pinned.at, bytes);
 done:

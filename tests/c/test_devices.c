@@ -201,7 +201,7 @@ static void memory_is_charged_and_given_back(void) {
         fs_cpu_backend.release(d, &m[i]);
     }
     CHECK_INT(fs_budget_used(&d->budget, FS_WORKSPACE), 0);
-    CHECK_OK(fs_cpu_backend.alloc_pinned(d, 1000, &m[0]));
+    CHECK_OK(fs_cpu_backend.alloc_pinned(d, FS_STAGING, 1000, &m[0]));
     CHECK_INT(fs_budget_used(&d->budget, FS_STAGING), 1000);
     fs_cpu_backend.release(d, &m[0]);
     CHECK_FAILS(fs_cpu_backend.alloc(d, FS_WEIGHTS, 101 << 20, &m[0]), FS_NO_MEMORY,

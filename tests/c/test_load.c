@@ -534,7 +534,7 @@ static void layers_can_be_read_again_elsewhere(void) {
     tiny_open(&t, &TINY);
     plain_open(&device, 0);
     CHECK_OK(read_all(&t, &set));
-    const fs_shard_plan plan = { .last_layer = TINY.L, .ranks = 1 }, last = { TINY.L - 1, TINY.L, 0, 1, 0 };
+    const fs_shard_plan plan = { .last_layer = TINY.L, .ranks = 1 }, last = { TINY.L - 1, TINY.L, 0, 1, 0, 0 };
     CHECK_OK(fs_shard_load(&all, &t.c, &set, &plan, &device, 1));
     CHECK_OK(fs_shard_load(&window, &t.c, &set, &last, &device, 1));
     CHECK_OK(fs_reading_open(&reading, &t.c, &set, &plan, &device, 1));

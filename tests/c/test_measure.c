@@ -163,7 +163,7 @@ static void memory_and_weights_are_charged(void) {
     CHECK_OK(measure->open(&d, &(fs_device_options){ .max_memory = 1000 }));
     CHECK_OK(measure->alloc(d, FS_WEIGHTS, 900, &a));
     CHECK_FAILS(measure->alloc(d, FS_WEIGHTS, 900, &b), FS_NO_MEMORY, "measure:0: weights need");
-    CHECK_OK(measure->alloc_pinned(d, 100, &b));
+    CHECK_OK(measure->alloc_pinned(d, FS_STAGING, 100, &b));
     CHECK(a.at != NULL && b.at != NULL && a.at != b.at);
     CHECK_INT((uintptr_t)b.at % 64, 0);
     CHECK_INT(fs_budget_used(&d->budget, FS_STAGING), 100);

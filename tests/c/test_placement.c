@@ -63,8 +63,9 @@ static void workspace_does_not_grow_with_layers(void) {
         tiny_close(&t);
     }
     /* x and the sum [T, D], then the larger of q, k, v and context [T, 4 D] and inner [T, F]; all in fp32 */
-    CHECK_INT(cost[1].workspace, 100 * (2 * 16 + 4 * 16) * 4);
-    CHECK_INT(cost[0].workspace, cost[1].workspace);
+    CHECK_INT(cost[1].kept + cost[1].scratch, 100 * (2 * 16 + 4 * 16) * 4);
+    CHECK_INT(cost[0].kept, cost[1].kept);
+    CHECK_INT(cost[0].scratch, cost[1].scratch);
     CHECK_INT(cost[1].multiply_adds, 7 * cost[0].multiply_adds);
     /* a layer: 4 D D + 2 D F of weights for each token; two products with each of 20 keys */
     CHECK_INT(cost[0].multiply_adds, 100 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 100 * 20 * 16);
@@ -75,10 +76,11 @@ static void workspace_does_not_grow_with_layers(void) {
                                   { .last_layer = 7, .rank = 1, .ranks = 2, .with_ends = 1 } };
     for (int i = 0; i < 2; i++) CHECK_OK(fs_plan_step_cost(&part[i], &set, &cut[i], &task, 100, 10, 20));
     CHECK_INT(part[0].multiply_adds + part[1].multiply_adds, cost[1].multiply_adds);
-    CHECK_INT(part[1].workspace, cost[1].workspace); /* the carry arrives in the arena */
+    CHECK_INT(part[1].kept, cost[1].kept); /* the carry arrives there */
+    CHECK_INT(part[1].scratch, cost[1].scratch);
     CHECK_OK(fs_plan_step_cost(&group, &set, &cut[2], &task, 100, 10, 20));
     CHECK_INT(2 * group.multiply_adds, cost[1].multiply_adds);
-    CHECK(group.workspace < cost[1].workspace + 2 * 100 * 16 * sizeof(float)); /* room for both ranks' parts of a sum */
+    CHECK(group.scratch < cost[1].scratch + 2 * 100 * 16 * sizeof(float)); /* room for both ranks' parts of a sum */
 }
 
 static void a_trace_reads_like_the_paper(void) {
@@ -127,7 +129,14 @@ static void a_tensor_group_adds_the_bias_once(void) {
     fs_ops ops = fs_ops_complete(b->ops);
     fs_arena arena = fs_arena_over((void *)(uintptr_t)4096, 1 << 20);
     const fs_rows rows = { NULL, NULL, NULL, 7, 2, 4 };
-    fs_step step = { device, queue, &ops, &arena, &rows, comm, 0, 2 };
+    fs_step step = { .device = device,
+                     .queue = queue,
+                     .ops = &ops,
+                     .arena = &arena,
+                     .kept = &arena,
+                     .rows = &rows,
+                     .comm = comm,
+                     .ranks = 2 };
     fs_carry carry;
     CHECK_OK(fs_arena_view(&arena, FS_F32, 7, 16, &carry.x));
     CHECK_OK(set.arch->run_layer(&step, &set, shard.layers[0], &carry));

@@ -115,7 +115,7 @@ static void copies_read_when_they_run(void) {
         fs_queue *q = new_queue(d);
         fs_event *e = new_event(d);
         fs_memory from, middle, to;
-        CHECK_OK(cpu->alloc_pinned(d, 64, &from));
+        CHECK_OK(cpu->alloc_pinned(d, FS_STAGING, 64, &from));
         CHECK_OK(cpu->alloc(d, FS_WORKSPACE, 64, &middle));
         CHECK_OK(cpu->alloc(other, FS_WORKSPACE, 64, &to));
         memset(from.at, 1, 64);

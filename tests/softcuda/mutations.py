@@ -126,6 +126,14 @@ MUTATIONS = (
         (CPU,),
     ),
     Mutation(
+        "stream-wait",
+        f"{ENGINE}/stream.c",
+        "    if (to->was_used) FS_TRY(s->device->backend->event_wait(to->used));\n",
+        "",
+        "a streamed layer comes over one that steps still use",
+        (CPU,),
+    ),
+    Mutation(
         "weights-wait",
         f"{HOST}/weights.c",
         'return fs_cuda_check(d, d->cu->stream_synchronize(d->load_stream), "copying weights");',

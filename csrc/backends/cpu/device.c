@@ -163,8 +163,8 @@ done:
     return st;
 }
 
-static fs_status alloc_pinned(fs_device *d, size_t bytes, fs_memory *out) {
-    return device_alloc(d, FS_STAGING, bytes, out);
+static fs_status alloc_pinned(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out) {
+    return device_alloc(d, charge, bytes, out);
 }
 
 static void device_release(fs_device *head, fs_memory *m) {
@@ -230,6 +230,7 @@ static fs_status comm_open(fs_comm **out, fs_device *const ranks[], int size, do
 
 const fs_backend fs_cpu_backend = {
     .name = "cpu",
+    .in_host_memory = 1,
     .ops = &fs_cpu_ops,
     .count = count,
     .open = device_open,

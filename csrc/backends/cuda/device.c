@@ -150,28 +150,28 @@ done:
     return st;
 }
 
-static fs_status alloc_pinned(fs_device *head, size_t bytes, fs_memory *out) {
+static fs_status alloc_pinned(fs_device *head, fs_charge charge, size_t bytes, fs_memory *out) {
     fs_status st = FS_OK;
     fs_cuda_device *d = fs_cuda(head);
     void *at = NULL;
     memset(out, 0, sizeof *out);
-    FS_TRY(fs_budget_take(&head->budget, FS_STAGING, bytes));
+    FS_TRY(fs_budget_take(&head->budget, charge, bytes));
     FS_GO(fs_cuda_enter(d));
     FS_GO(fs_cuda_check(d, d->cu->pinned_alloc(&at, bytes ? bytes : 1, FS_CU_HOST_PORTABLE), "pinning host memory"));
     if (d->poison) memset(at, POISON, bytes);
-    *out = (fs_memory){ .at = at, .bytes = bytes, .charge = FS_STAGING };
+    *out = (fs_memory){ .at = at, .bytes = bytes, .charge = charge };
     return FS_OK;
 done:
-    fs_budget_give(&head->budget, FS_STAGING, bytes);
+    fs_budget_give(&head->budget, charge, bytes);
     return st;
 }
 
-/* Pinned memory is the only kind that is charged as staging. */
+/* Pinned memory is the only kind that is charged as staging or as the host's. */
 static void device_release(fs_device *head, fs_memory *m) {
     fs_cuda_device *d = fs_cuda(head);
     if (!m->at) return;
     d->cu->context_set(d->context);
-    if (m->charge == FS_STAGING) d->cu->pinned_free(m->at);
+    if (m->charge == FS_STAGING || m->charge == FS_HOST) d->cu->pinned_free(m->at);
     else d->cu->memory_free((fs_cu_address)(uintptr_t)m->at);
     fs_budget_give(&head->budget, m->charge, m->bytes);
     memset(m, 0, sizeof *m);

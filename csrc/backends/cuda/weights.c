@@ -35,7 +35,7 @@ fs_status fs_cuda_staging_open(fs_cuda_device *d) {
     FS_TRY(fs_cuda_check(d, d->cu->stream_create(&d->load_stream, FS_CU_STREAM_NON_BLOCKING), "making a stream"));
     for (int i = 0; i < FS_CUDA_BUFFERS; i++) {
         fs_cuda_buffer *b = &d->buffers[i];
-        FS_TRY(d->head.backend->alloc_pinned(&d->head, FS_CUDA_BUFFER_BYTES, &b->memory));
+        FS_TRY(d->head.backend->alloc_pinned(&d->head, FS_STAGING, FS_CUDA_BUFFER_BYTES, &b->memory));
         FS_TRY(fs_cuda_check(d, d->cu->event_create(&b->sent, FS_CU_EVENT_QUIET), "making an event"));
         put_back(d, b);
     }

@@ -69,8 +69,8 @@ static fs_status device_alloc(fs_device *head, fs_charge charge, size_t bytes, f
     return FS_OK;
 }
 
-static fs_status alloc_pinned(fs_device *d, size_t bytes, fs_memory *out) {
-    return device_alloc(d, FS_STAGING, bytes, out);
+static fs_status alloc_pinned(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out) {
+    return device_alloc(d, charge, bytes, out);
 }
 
 static void device_release(fs_device *head, fs_memory *m) {

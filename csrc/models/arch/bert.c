@@ -111,9 +111,9 @@ static fs_status begin(fs_step *s, const fs_settings *set, const void *weights, 
     const fs_gather tables[] = { { &w->words, s->rows->ids },
                                  { &w->types, NULL },
                                  { &w->positions, s->rows->positions } };
-    FS_TRY(fs_scratch(s, FS_F32, s->rows->T, set->D, &carry->x));
+    FS_TRY(fs_keep(s, FS_F32, s->rows->T, set->D, &carry->x));
     if (set->dtype == FS_F32) carry->in = carry->x;
-    else FS_TRY(fs_scratch(s, set->dtype, s->rows->T, set->D, &carry->in));
+    else FS_TRY(fs_keep(s, set->dtype, s->rows->T, set->D, &carry->in));
     const fs_norm norm = { &w->gamma, &w->beta, set->eps, set->dtype == FS_F32 ? NULL : &carry->in };
     return s->ops->gather_norm(s, carry->x, tables, 3, &norm);
 }

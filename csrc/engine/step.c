@@ -1,0 +1,173 @@
+/* step.c - what is enqueued for a batch in a stage: what differs in it, its first tensors, layers, its results.
+ *
+ * A pass is one batch, or, where layers are streamed (stream.h), all that are there: each layer then goes over all
+ * of them, so that it is brought once. They share the part's scratch, for its queue runs in order; what lasts lies in
+ * each batch's own slot. A batch that fails is left out of what follows, the others go on. */
+#include "engine/internal.h"
+
+#include <string.h>
+
+/* What differs from batch to batch, into pinned memory. Only the first stage reads ids. */
+static void fill_block(const fs_block *to, const fs_batch *b, int with_ids) {
+    int32_t t = 0;
+    for (int64_t i = 0; i < b->count; i++) {
+        const fs_row *r = b->rows[i];
+        const fs_request *q = &r->job->request;
+        to->offsets[i] = t;
+        if (with_ids) memcpy(to->ids + t, q->ids + q->offsets[r->index], (size_t)r->tokens * sizeof *to->ids);
+        for (int32_t p = 0; p < r->tokens; p++) to->positions[t + p] = p;
+        t += r->tokens;
+    }
+    to->offsets[b->count] = t;
+}
+
+/* The carry of the stage before, copied into this slot's arena. Rank 0 of a group holds what all of its ranks hold. */
+static fs_status fetch_carry(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, fs_carry *carry) {
+    const fs_part *from = &part->stage[-1].parts[0];
+    const fs_space *from_space = &from->spaces[b->slots[part->stage->index - 1]->index];
+    const fs_view *x = &from_space->carry.x;
+    const fs_backend *backend = s->device->backend;
+    FS_TRY(fs_arena_view(s->kept, x->dtype, x->rows, x->stride, &carry->x));
+    carry->x.cols = x->cols;
+    FS_TRY(backend->queue_wait(s->queue, from_space->done));
+    FS_TRY(backend->peer_copy(s->queue, s->device, carry->x.at, from->driver->device, x->at,
+                              (size_t)(x->rows * x->stride) * fs_dtype_bytes(x->dtype)));
+    return backend->event_record(space->copied, s->queue);
+}
+
+static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, const fs_carry *carry) {
+    const fs_settings *set = &part->stage->engine->set;
+    fs_view out;
+    FS_TRY(fs_task_finish(s, set, &b->task, carry, &out));
+    if (part->rank != 0) return FS_OK;
+    b->results = space->out_memory.at;
+    b->result_stride = out.stride;
+    size_t floats = (size_t)((out.rows - 1) * out.stride + out.cols);
+    return s->device->backend->download(s->queue, space->out_memory.at, out.at, floats * sizeof(float));
+}
+
+static fs_space *space_of(const fs_run *r) { return &r->work.part->spaces[r->work.slot->index]; }
+
+static void run_open(fs_run *r) {
+    fs_part *part = r->work.part;
+    fs_space *space = space_of(r);
+    const fs_batch *b = r->work.batch;
+    const fs_block *block = &space->device_block;
+    r->status = FS_OK;
+    r->carry = (fs_carry){ 0 };
+    r->scratch = fs_arena_over(part->scratch_memory.at, part->scratch_memory.bytes);
+    r->rows = (fs_rows){ .ids = block->ids,
+                         .positions = block->positions,
+                         .offsets = block->offsets,
+                         .T = b->tokens,
+                         .B = b->count,
+                         .longest = b->longest };
+    r->step = (fs_step){ .device = part->driver->device,
+                         .queue = part->queue,
+                         .ops = &part->stage->ops,
+                         .arena = part->stream ? &r->scratch : &space->arena,
+                         .kept = &space->arena,
+                         .rows = &r->rows,
+                         .comm = part->stage->comm,
+                         .rank = part->rank,
+                         .ranks = part->stage->plan->ranks };
+}
+
+static fs_status begin(fs_run *r) {
+    fs_part *part = r->work.part;
+    fs_space *space = space_of(r);
+    fs_batch *b = r->work.batch;
+    const fs_backend *backend = r->step.device->backend;
+    const fs_settings *set = &part->stage->engine->set;
+    const int first = part->stage->index == 0;
+    fs_arena_reset(&space->arena, 0);
+    FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
+    fill_block(&space->host_block, b, first);
+    FS_TRY(backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at, space->pinned_memory.bytes));
+    if (first) return set->arch->begin(&r->step, set, part->shard.ends, &r->carry);
+    return fetch_carry(&r->step, part, space, b, &r->carry);
+}
+
+static fs_status finish(fs_run *r) {
+    fs_part *part = r->work.part;
+    fs_space *space = space_of(r);
+    if (part->stage->last) FS_TRY(finish_task(&r->step, part, space, r->work.batch, &r->carry));
+    space->carry = r->carry;
+    return FS_OK;
+}
+
+static void fail(fs_run *r, fs_status st) {
+    if (st == FS_OK) return;
+    r->status = st;
+    fs_error_take(&r->error, st);
+}
+
+/* The weights of a layer, held or brought; *streamed when they have to be given back. */
+static fs_status layer_weights(fs_pass *p, int layer, void **weights, int *streamed) {
+    fs_part *part = p->part;
+    int held = layer - part->shard.plan.first_layer;
+    *streamed = layer >= part->shard.plan.last_layer - part->shard.plan.streamed;
+    if (!*streamed) {
+        *weights = part->shard.layers[held];
+        return FS_OK;
+    }
+    int64_t start = fs_now_ns();
+    fs_status st = fs_stream_take(part->stream, layer, weights);
+    p->waited_ns += fs_now_ns() - start;
+    return st;
+}
+
+static fs_status run_layer(fs_pass *p, int layer) {
+    const fs_settings *set = &p->part->stage->engine->set;
+    int streamed;
+    void *weights;
+    FS_TRY(layer_weights(p, layer, &weights, &streamed));
+    for (int i = 0; i < p->count; i++) {
+        fs_run *r = &p->runs[i];
+        if (r->status == FS_OK) fail(r, set->arch->run_layer(&r->step, set, weights, &r->carry));
+    }
+    if (!streamed) return FS_OK;
+    p->streamed_bytes += fs_stream_layer_bytes(p->part->stream, layer);
+    return fs_stream_give(p->part->stream, layer, p->part->queue);
+}
+
+static int any_left(const fs_pass *p) {
+    for (int i = 0; i < p->count; i++)
+        if (p->runs[i].status == FS_OK) return 1;
+    return 0;
+}
+
+static void run_layers(fs_pass *p) {
+    const fs_shard_plan *plan = &p->part->shard.plan;
+    for (int layer = plan->first_layer; layer < plan->last_layer; layer++) {
+        fs_status st = any_left(p) ? run_layer(p, layer) : FS_CANCELLED;
+        if (st == FS_OK) continue;
+        for (int i = 0; i < p->count; i++)
+            if (p->runs[i].status == FS_OK) fail(&p->runs[i], st);
+        if (p->part->stream) fs_stream_restart(p->part->stream, p->part->queue);
+        return;
+    }
+}
+
+/* Both events are recorded whatever happened: they are waited for. */
+static void record(fs_run *r) {
+    fs_part *part = r->work.part;
+    fs_space *space = space_of(r);
+    const fs_backend *backend = r->step.device->backend;
+    if (r->status != FS_OK && part->stage->index > 0) backend->event_record(space->copied, part->queue);
+    fs_status st = backend->event_record(space->done, part->queue);
+    if (r->status == FS_OK) fail(r, st);
+}
+
+void fs_pass_enqueue(fs_pass *p) {
+    p->waited_ns = p->streamed_bytes = 0;
+    for (int i = 0; i < p->count; i++) {
+        run_open(&p->runs[i]);
+        fail(&p->runs[i], begin(&p->runs[i]));
+    }
+    run_layers(p);
+    for (int i = 0; i < p->count; i++) {
+        if (p->runs[i].status == FS_OK) fail(&p->runs[i], finish(&p->runs[i]));
+        record(&p->runs[i]);
+    }
+}
