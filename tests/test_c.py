@@ -29,7 +29,8 @@ def built() -> Path:
 def test_c(built: Path, program: str, request) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FIRESTEEL_")}
     if program == "test_cuda":
-        clean |= {"FIRESTEEL_LIBCUDA": request.getfixturevalue("software_driver"), "SOFTCUDA_DEVICES": "4"}
+        driver = request.getfixturevalue("software_driver")
+        clean |= {"FIRESTEEL_LIBCUDA": driver, "FIRESTEEL_LIBCUBLASLT": driver, "SOFTCUDA_DEVICES": "4"}
     ran = subprocess.run([built / program], capture_output=True, text=True, timeout=600, env=clean)
     if ran.returncode:
         pytest.fail(f"{program} ended with {ran.returncode}:\n{ran.stdout}{ran.stderr}", pytrace=False)

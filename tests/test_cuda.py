@@ -41,6 +41,8 @@ MODES = {
     "three slots, small batches": {"FIRESTEEL_SLOTS": "3", "FIRESTEEL_BATCH_TOKENS": "40"},
 }
 
+OWN = "own kernels"
+
 
 def compute(folder: str, to: str, *plans: str) -> None:
     """In the process of one mode: {plan/task: float32 array} into the file `to`."""
@@ -76,11 +78,15 @@ def library(request) -> str:
 
 @pytest.fixture(scope="module")
 def run(library):
-    """Runs code in a Python whose driver is the software device; returns the finished process."""
+    """Runs code in a Python whose driver is the software device; returns the finished process.
 
-    def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    products: by "own" kernels or by the "library"."""
+
+    def run(code: str, *arguments: str, products: str = "own", **environment: str) -> subprocess.CompletedProcess:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("FIRESTEEL_", "SOFTCUDA_"))}
-        named = {"FIRESTEEL_LIBCUDA": library} if library else {}
+        named = {"FIRESTEEL_LIBCUDA": library, "FIRESTEEL_LIBCUBLASLT": library} if library else {}
+        if products == "own":
+            named["FIRESTEEL_LIBCUBLASLT"] = "off"
         path = os.pathsep.join([str(HERE), clean.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
@@ -102,14 +108,15 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, run, folder) -> dict[str, dict[str, np.ndarray]]:
-    """mode -> plan/task -> array; mode "cpu" is the CPU backend's."""
+    """mode -> plan/task -> array; mode "cpu" is the CPU backend's. All modes but one have cuBLASLt."""
     place = tmp_path_factory.mktemp("results")
     plans = [name for name, (devices, _) in PLANS.items() if not (REAL and len(devices) > gpus())]
     made = {}
-    for number, (mode, knobs) in enumerate([("cpu", {}), *MODES.items()]):
+    for number, (mode, knobs) in enumerate([("cpu", {}), (OWN, {}), *MODES.items()]):
         to = str(place / f"{number}.npz")
-        wanted = CPU if mode == "cpu" else plans
-        ran = run("import sys, test_cuda; test_cuda.compute(*sys.argv[1:])", folder, to, *wanted, **knobs)
+        wanted, products = CPU if mode == "cpu" else plans, "own" if mode == OWN else "library"
+        code = "import sys, test_cuda; test_cuda.compute(*sys.argv[1:])"
+        ran = run(code, folder, to, *wanted, products=products, **knobs)
         assert ran.returncode == 0, f"{mode}: {ran.stderr}"
         with np.load(to) as stored:
             made[mode] = dict(stored)
@@ -125,16 +132,18 @@ def gpus() -> int:
 def test_agrees_with_the_cpu(results, plan, task):
     if f"{plan}/{task}" not in results["late"]:
         pytest.skip("this machine has fewer GPUs")  # real GPUs only: the software driver has two
-    assert tiny.error_per_row(results["late"][f"{plan}/{task}"], results["cpu"][f"cpu/{task}"]) < 1e-5
+    for mode in ("late", OWN):
+        assert tiny.error_per_row(results[mode][f"{plan}/{task}"], results["cpu"][f"cpu/{task}"]) < 1e-5, mode
 
 
 @pytest.mark.parametrize("task", ["states", "vectors"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [OWN, *MODES])
 @pytest.mark.parametrize("plan", PLANS)
 def test_cuts_and_modes_keep_the_bits(results, plan, mode, task):
+    """Own kernels have bits of their own, and keep those."""
     if f"{plan}/{task}" not in results[mode]:
         pytest.skip("this machine has fewer GPUs")  # real GPUs only: the software driver has two
-    found, expected = results[mode][f"{plan}/{task}"], results["late"][f"one GPU/{task}"]
+    found, expected = results[mode][f"{plan}/{task}"], results[OWN if mode == OWN else "late"][f"one GPU/{task}"]
     different = np.flatnonzero((found.view(np.uint32) != expected.view(np.uint32)).any(axis=-1))
     assert not len(different), f"rows {different[:10].tolist()} have other bits"
 
@@ -153,8 +162,9 @@ assert len(engine.embed([])) == 0
 """
 
 
-def test_a_row_gets_the_same_bits_alone_and_in_any_batch(run, folder):
-    ran = run(ALONE, folder)
+@pytest.mark.parametrize("products", ["own", "library"])
+def test_a_row_gets_the_same_bits_alone_and_in_any_batch(run, folder, products):
+    ran = run(ALONE, folder, products=products)
     assert ran.returncode == 0, ran.stderr
 
 

@@ -180,7 +180,9 @@ def counts(tmp_path_factory, software_driver) -> dict[str, list[int]]:
             software_driver,
             *folders,
         ],
-        env=clean | {"PYTHONPATH": path, "FIRESTEEL_LIBCUDA": software_driver, "SOFTCUDA_PAGEABLE": "1"},
+        env=clean
+        | {"PYTHONPATH": path, "FIRESTEEL_LIBCUDA": software_driver, "FIRESTEEL_LIBCUBLASLT": "off"}
+        | {"SOFTCUDA_PAGEABLE": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -76,6 +76,7 @@ def run(software_driver):
     def run(code: str, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("FIRESTEEL_", "SOFTCUDA_"))}
         soft = {"FIRESTEEL_LIBCUDA": software_driver, "FIRESTEEL_LIBNCCL": software_driver, "SOFTCUDA_DEVICES": "4"}
+        soft["FIRESTEEL_LIBCUBLASLT"] = "off"
         path = os.pathsep.join([str(HERE), clean.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def bare(monkeypatch, tmp_path):
     """No knob set, and no GPU by device files, whatever this machine has."""
-    for name in ("FIRESTEEL_LIBCUDA", "FIRESTEEL_LIBNCCL", "CUDA_VISIBLE_DEVICES"):
+    for name in ("FIRESTEEL_LIBCUDA", "FIRESTEEL_LIBCUBLASLT", "FIRESTEEL_LIBNCCL", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "GPU_FILES", tmp_path)
 
@@ -130,7 +130,7 @@ def nccl(tmp_path_factory) -> str:
 
 
 def test_nccl_is_found_or_told_how_to_get(driver, monkeypatch, nccl):
-    monkeypatch.setattr(doctor, "_nccl_of_wheel", lambda: None)
+    monkeypatch.setattr(doctor, "_of_wheel", lambda package, library: None)
     monkeypatch.setenv("FIRESTEEL_LIBNCCL", "/no/nccl.so")
     driver(VERSION=12090)
     assert lines()["nccl"] == "not found: pip install 'firesteel[cuda12]' (only tensor groups need it)"
@@ -150,6 +150,32 @@ def test_nccl_of_an_installed_wheel_is_named(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
         monkeypatch.delitem(sys.modules, name)
     assert f"FIRESTEEL_LIBNCCL={library} makes it known" in doctor._nccl("was not found", 12)
+
+
+def test_cublaslt_is_found_or_told_how_to_get(driver, monkeypatch, software_driver):
+    monkeypatch.setattr(doctor, "_of_wheel", lambda package, library: None)
+    driver(VERSION=12090)
+    monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", software_driver)
+    assert lines()["cublaslt"] == f"12.9.1, {software_driver}"
+    monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", "off")
+    assert lines()["cublaslt"] == "kept out by FIRESTEEL_LIBCUBLASLT=off: own kernels compute products"
+    monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", "/no/lt.so")
+    assert "was not found, tried /no/lt.so" in lines()["cublaslt"]
+    monkeypatch.delenv("FIRESTEEL_LIBCUBLASLT")
+    told = doctor._cublaslt("was not found", 13)
+    assert told == "not found: pip install 'firesteel[cuda13]' (without it, own kernels compute products)"
+
+
+def test_cublaslt_of_an_installed_wheel_is_named(monkeypatch, tmp_path):
+    library = tmp_path / "nvidia" / "cu13" / "lib" / "libcublasLt.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    for package in ("nvidia", "nvidia/cu13"):
+        (tmp_path / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert f"FIRESTEEL_LIBCUBLASLT={library} makes it known" in doctor._cublaslt("was not found", 13)
 
 
 def test_what_the_core_raises_without_nccl(monkeypatch):

@@ -82,6 +82,7 @@ def test_a_tiny_run_on_the_software_driver(software_driver):
     """Its lines say what they are of, and cannot be kept as if they were a GPU's."""
     arguments = ["--shape", "tiny", "--rows", "4", "--repeats", "2", "--peer", "firesteel fp32"]
     knobs = {"FIRESTEEL_LIBCUDA": software_driver, "FIRESTEEL_BATCH_TOKENS": "256", "GPU_CHECK_COMMIT": "abc"}
+    knobs["FIRESTEEL_LIBCUBLASLT"] = "off"
     ran = run(*arguments, **knobs)
     assert ran.returncode == 0, ran.stderr
     lines = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -99,7 +99,7 @@ def shim(tmp_path_factory) -> C.CDLL:
     )
     assert not done.returncode, done.stderr[-4000:]
     lib = C.CDLL(str(library))
-    for name in ("shim_error", "shim_path", "shim_trace"):
+    for name in ("shim_error", "shim_path", "shim_trace", "shim_numerics"):
         getattr(lib, name).restype = C.c_char_p
     lib.shim_weight_bytes.restype = C.c_size_t
     return lib
@@ -542,6 +542,7 @@ def software_gpu(software_driver, monkeypatch) -> None:
     """The driver that the CUDA backend finds; the shim opens it once and keeps it."""
     monkeypatch.setenv("FIRESTEEL_LIBCUDA", software_driver)
     monkeypatch.setenv("FIRESTEEL_LIBNCCL", software_driver)
+    monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", "off")
 
 
 @pytest.fixture(params=BACKENDS, ids="-".join)

@@ -16,7 +16,9 @@ from softcuda import build
 
 FLAVOURS = {"plain": ("",), "ucontext": ("", "-DSOFTCUDA_UCONTEXT"), "address": ("address",), "thread": ("thread",)}
 KERNELS, DRIVER, NCCL = "selftest_kernels.cu", "selftest_driver.cu", "selftest_nccl.cu"
-CASES = [(source, flavour) for source in (KERNELS, DRIVER, NCCL) for flavour in ("plain", "address", "thread")]
+CUBLASLT = "selftest_cublaslt.cu"
+SOURCES = (KERNELS, DRIVER, NCCL, CUBLASLT)
+CASES = [(source, flavour) for source in SOURCES for flavour in ("plain", "address", "thread")]
 CASES += [(KERNELS, "ucontext")]
 DEADLY = {(KERNELS, "address"), (KERNELS, "thread"), (DRIVER, "address")}
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0"}

@@ -65,6 +65,10 @@ struct fs_backend {
     const char *name;
     int in_host_memory; /* device memory is the host's: every device of the backend can read what another holds */
     const fs_ops *ops;
+    /* The largest step is run once over this table behind loading and before the first batch, by the thread that will
+     * enqueue and on the queue and memory of a real one: here an op makes what it needs and may not make later. It may
+     * allocate and wait; what it leaves in the memory is nobody's. NULL: nothing is to be made. */
+    const fs_ops *prepare;
 
     /* Devices there are, found without opening one. */
     int (*count)(void);

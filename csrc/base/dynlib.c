@@ -28,4 +28,9 @@ int fs_library_beside(char *out, size_t bytes, const char *path) {
     return length > 0 && (size_t)length < bytes;
 }
 
+const char *fs_library_file(const void *symbol) {
+    Dl_info found;
+    return dladdr(symbol, &found) && found.dli_fname ? found.dli_fname : "";
+}
+
 void *fs_library_symbol(const fs_library *l, const char *name) { return l->handle ? dlsym(l->handle, name) : NULL; }

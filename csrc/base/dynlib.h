@@ -21,5 +21,7 @@ int fs_library_beside(char *out, size_t bytes, const char *path);
 
 /* NULL when the library has no such symbol. */
 void *fs_library_symbol(const fs_library *l, const char *name);
+/* The file that what lies at `symbol` was loaded from; "" when that is not known. Lives as long as the library. */
+const char *fs_library_file(const void *symbol);
 
 #endif

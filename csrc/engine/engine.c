@@ -252,12 +252,12 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
     FS_GO(choose_dtype(e, c));
     FS_GO(make_plan(e, options));
     FS_GO(choose_slots(e));
-    write_numerics(e);
     e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (e->fd < 0)
         FS_GO(fs_fail(FS_DEVICE, "the host refused an eventfd (%s); raise the limit of open files", strerror(errno)));
     FS_GO(open_replicas(e));
     FS_GO(start_threads(e, c));
+    write_numerics(e); /* devices have told all of theirs once they are loaded */
     e->stats.open_seconds = (double)(fs_now_ns() - start) * 1e-9;
     *out = e;
     e = NULL;

@@ -250,7 +250,10 @@ int64_t fs_now_ns(void);
 fs_status fs_replica_fits(const fs_engine *e, int device);
 fs_status fs_replica_open(fs_replica *r, fs_engine *e, double deadline_seconds);
 void fs_replica_close(fs_replica *r); /* one that failed to open half-way is fine */
-/* Loads the shards of all parts on the driver's device. */
+/* The step that takes most memory; of its rows only the bounds, and where they will lie. */
+fs_task fs_largest_task(void);
+fs_rows fs_largest_rows(const fs_engine *e, const fs_block *block);
+/* Loads the shards of all parts on the driver's device, and lets the device prepare. */
 fs_status fs_driver_load(fs_driver *d);
 
 /* job.c; all under the lock */
@@ -281,6 +284,8 @@ void fs_works_add(fs_works *w, fs_work item);
 
 /* step.c, on the part's driver and without the lock: enqueues the works of the pass, each run's status is set. */
 void fs_pass_enqueue(fs_pass *p);
+/* fs_backend.prepare: the part's share of the largest step, in the memory of its first slot; waits for it. */
+fs_status fs_part_prepare(fs_part *p);
 
 /* scheduler.c, driver.c */
 void *fs_scheduler_main(void *engine);

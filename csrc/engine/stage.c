@@ -51,11 +51,27 @@ static size_t out_bytes(const fs_engine *e, int index, int rank) {
     return (size_t)(pooled > tokens ? pooled : tokens) * (size_t)e->set.D * sizeof(float);
 }
 
-static fs_status arena_bytes(const fs_engine *e, const fs_shard_plan *shard, fs_step_cost *out) {
+fs_task fs_largest_task(void) {
     fs_task task = { .kind = FS_TASK_EMBED, .pooling_count = FS_POOL_COUNT, .normalize = 1 };
     for (int i = 0; i < FS_POOL_COUNT; i++) task.pooling[i] = (fs_pooling)i;
-    int64_t longest = e->set.P < e->block_tokens ? e->set.P : e->block_tokens;
-    return fs_plan_step_cost(out, &e->set, shard, &task, e->block_tokens, e->limits.max_rows, longest);
+    return task;
+}
+
+/* Its bounds; of addresses only where they will lie. */
+fs_rows fs_largest_rows(const fs_engine *e, const fs_block *block) {
+    return (fs_rows){ .ids = block->ids,
+                      .positions = block->positions,
+                      .offsets = block->offsets,
+                      .T = e->block_tokens,
+                      .B = e->limits.max_rows,
+                      .longest = e->set.P < e->block_tokens ? e->set.P : e->block_tokens };
+}
+
+static fs_status arena_bytes(const fs_engine *e, const fs_shard_plan *shard, fs_step_cost *out) {
+    const fs_task task = fs_largest_task();
+    const fs_block nowhere = { 0 };
+    const fs_rows rows = fs_largest_rows(e, &nowhere);
+    return fs_plan_step_cost(out, &e->set, shard, &task, rows.T, rows.B, rows.longest);
 }
 
 static fs_status add_need(need *n, const fs_engine *e, int index, int rank) {
@@ -214,6 +230,7 @@ fs_status fs_driver_load(fs_driver *d) {
                 if (shard.streamed)
                     FS_TRY(fs_stream_open(&p->stream, d->loading, &e->set, &shard, d->device, slabs_of(p->stage->plan),
                                           readers));
+                FS_TRY(fs_part_prepare(p));
             }
     return FS_OK;
 }

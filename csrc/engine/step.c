@@ -48,20 +48,10 @@ static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batc
 
 static fs_space *space_of(const fs_run *r) { return &r->work.part->spaces[r->work.slot->index]; }
 
-static void run_open(fs_run *r) {
-    fs_part *part = r->work.part;
-    fs_space *space = space_of(r);
-    const fs_batch *b = r->work.batch;
-    const fs_block *block = &space->device_block;
+static void run_open(fs_run *r, fs_part *part, fs_space *space) {
     r->status = FS_OK;
     r->carry = (fs_carry){ 0 };
     r->scratch = fs_arena_over(part->scratch_memory.at, part->scratch_memory.bytes);
-    r->rows = (fs_rows){ .ids = block->ids,
-                         .positions = block->positions,
-                         .offsets = block->offsets,
-                         .T = b->tokens,
-                         .B = b->count,
-                         .longest = b->longest };
     r->step = (fs_step){ .device = part->driver->device,
                          .queue = part->queue,
                          .ops = &part->stage->ops,
@@ -80,6 +70,13 @@ static fs_status begin(fs_run *r) {
     const fs_backend *backend = r->step.device->backend;
     const fs_settings *set = &part->stage->engine->set;
     const int first = part->stage->index == 0;
+    const fs_block *block = &space->device_block;
+    r->rows = (fs_rows){ .ids = block->ids,
+                         .positions = block->positions,
+                         .offsets = block->offsets,
+                         .T = b->tokens,
+                         .B = b->count,
+                         .longest = b->longest };
     fs_arena_reset(&space->arena, 0);
     FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
     fill_block(&space->host_block, b, first);
@@ -162,7 +159,7 @@ static void record(fs_run *r) {
 void fs_pass_enqueue(fs_pass *p) {
     p->waited_ns = p->streamed_bytes = 0;
     for (int i = 0; i < p->count; i++) {
-        run_open(&p->runs[i]);
+        run_open(&p->runs[i], p->part, space_of(&p->runs[i]));
         fail(&p->runs[i], begin(&p->runs[i]));
     }
     run_layers(p);
@@ -170,4 +167,34 @@ void fs_pass_enqueue(fs_pass *p) {
         if (p->runs[i].status == FS_OK) fail(&p->runs[i], finish(&p->runs[i]));
         record(&p->runs[i]);
     }
+}
+
+/* Streamed layers come once for it. */
+static fs_status prepare_step(fs_pass *p, const fs_ops *ops) {
+    fs_part *part = p->part;
+    fs_run *r = &p->runs[0];
+    const fs_stage *stage = part->stage;
+    const fs_settings *set = &stage->engine->set;
+    const fs_task task = fs_largest_task();
+    fs_view out;
+    run_open(r, part, &part->spaces[0]);
+    r->rows = fs_largest_rows(stage->engine, &part->spaces[0].device_block);
+    r->step.ops = ops;
+    fs_arena_reset(r->step.kept, 0);
+    if (stage->index == 0) FS_TRY(set->arch->begin(&r->step, set, part->shard.ends, &r->carry));
+    else FS_TRY(fs_keep(&r->step, FS_F32, r->rows.T, set->D, &r->carry.x));
+    run_layers(p);
+    if (r->status != FS_OK) return fs_error_raise(&r->error);
+    return stage->last ? fs_task_finish(&r->step, set, &task, &r->carry, &out) : FS_OK;
+}
+
+fs_status fs_part_prepare(fs_part *p) {
+    const fs_backend *backend = p->driver->device->backend;
+    if (!backend->prepare) return FS_OK;
+    const fs_ops ops = fs_ops_complete(backend->prepare);
+    fs_pass pass = { .part = p, .count = 1 };
+    fs_event *done = p->spaces[0].done;
+    FS_TRY(prepare_step(&pass, &ops));
+    FS_TRY(backend->event_record(done, p->queue));
+    return backend->event_wait(done);
 }

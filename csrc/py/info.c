@@ -1,8 +1,9 @@
-/* info.c - module functions that tell what there is, without opening it (but for gpus()), and the golden trace. */
+/* info.c - module functions that tell what there is, without opening it (but for gpus(), cublaslt(), nccl()), and the golden trace. */
 #include "py/py.h"
 
 #include "backends/backend.h"
 #include "backends/cpu/kernels.h"
+#include "backends/cuda/cublaslt_api.h"
 #include "backends/cuda/images.h"
 #include "backends/cuda/nccl_api.h"
 #include "base/alloc.h"
@@ -152,6 +153,18 @@ static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(none)) {
     return list ? Py_BuildValue("{s:i,s:N}", "cuda", version, "gpus", list) : NULL;
 }
 
+PyDoc_STRVAR(cublaslt_doc,
+             "cublaslt()\n--\n\nOpens cuBLASLt, which GPUs use for products where it is there: {'version': 120901 for\n"
+             "12.9.1, 'file': where it was found}. Raises DeviceError where it is not found, or kept out by\n"
+             "FIRESTEEL_LIBCUBLASLT=off.");
+
+static PyObject *cublaslt(PyObject *module, PyObject *Py_UNUSED(none)) {
+    const fs_lt_api *api;
+    fs_status st = fs_lt_find(&api);
+    if (st != FS_OK) return fs_py_raise(fs_py_state_of(module), st);
+    return Py_BuildValue("{s:n,s:s}", "version", (Py_ssize_t)api->version(), "file", api->file);
+}
+
 PyDoc_STRVAR(nccl_doc,
              "nccl()\n--\n\nOpens NCCL, which tensor groups of GPUs need: its version, 22705 for 2.27.5. Raises\n"
              "DeviceError where it is not found.");
@@ -234,6 +247,7 @@ static PyObject *trace(PyObject *module, PyObject *args) {
 
 PyMethodDef fs_py_functions[] = {
     { "architectures", architectures, METH_NOARGS, architectures_doc },
+    { "cublaslt", cublaslt, METH_NOARGS, cublaslt_doc },
     { "devices", devices, METH_NOARGS, devices_doc },
     { "gpus", gpus, METH_NOARGS, gpus_doc },
     { "host", host, METH_NOARGS, host_doc },

@@ -138,7 +138,7 @@ ASK_DRIVER = """
 import json, sys
 from firesteel import _core
 said = {}
-for name in ("gpus", "nccl"):
+for name in ("gpus", "cublaslt", "nccl"):
     try:
         said[name] = getattr(_core, name)()
     except _core.Error as error:
@@ -161,15 +161,15 @@ def _cuda() -> list[tuple[str, str]]:
     if isinstance(said, str):
         return [*lines, ("driver", said)]
     if isinstance(said["gpus"], str):
-        return [*lines, ("driver", said["gpus"]), ("nccl", _nccl(said["nccl"], 0))]
+        return [*lines, ("driver", said["gpus"]), *_cuda_libraries(said, 0)]
     cuda = said["gpus"]["cuda"]
     lines.append(("driver", f"{_driver_version()}CUDA {cuda // 1000}.{cuda % 1000 // 10}"))
     lines += [(f"cuda:{i}", _gpu(gpu)) for i, gpu in enumerate(said["gpus"]["gpus"])]
-    return [*lines, ("nccl", _nccl(said["nccl"], cuda // 1000))]
+    return [*lines, *_cuda_libraries(said, cuda // 1000)]
 
 
 def ask_driver() -> dict[str, object] | str:
-    """What `_core.gpus()` and `_core.nccl()` give in a child, each a sentence where it fails; or why that fails."""
+    """What the functions of `_core` named above give in a child, each a sentence where it fails; or why that fails."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-c", ASK_DRIVER]
     environment = {**os.environ, "PYTHONPATH": path}
@@ -199,25 +199,51 @@ def _gpu(gpu: dict[str, object]) -> str:
     return f"{gpu['name']}, compute capability {major}.{minor}, {memory}, {kernels}{fault}"
 
 
+def _cuda_libraries(said: dict[str, object], cuda: int) -> list[tuple[str, str]]:
+    """`cuda`: the driver's CUDA, 0 where it told none."""
+    return [("cublaslt", _cublaslt(said["cublaslt"], cuda)), ("nccl", _nccl(said["nccl"], cuda))]
+
+
+def _cublaslt(found: dict[str, object] | str, cuda: int) -> str:
+    """`found`: version and file, or why there is none."""
+    if not isinstance(found, str):
+        version = found["version"]
+        return f"{version // 10000}.{version % 10000 // 100}.{version % 100}, {found['file']}"
+    without = "own kernels compute products"
+    named = os.environ.get("FIRESTEEL_LIBCUBLASLT", "")
+    if named == "off":
+        return f"kept out by FIRESTEEL_LIBCUBLASLT=off: {without}"
+    if named:
+        return found
+    places = (("nvidia.cublas", "lib/libcublasLt.so.12"), ("nvidia.cu13", "lib/libcublasLt.so.13"))
+    wheel = next(filter(None, (_of_wheel(*place) for place in places)), None)
+    if wheel:
+        return f"FIRESTEEL_LIBCUBLASLT={wheel} makes it known (without it, {without})"
+    return f"not found: pip install 'firesteel[{_extra(cuda)}]' (without it, {without})"
+
+
+def _extra(cuda: int) -> str:
+    return "cuda13" if cuda >= 13 else "cuda12"
+
+
 def _nccl(found: int | str, cuda: int) -> str:
-    """`found`: NCCL's version, or why it was not found; `cuda`: the driver's CUDA, 0 where it told none."""
+    """`found`: NCCL's version, or why it was not found."""
     if isinstance(found, int):
         return f"{found // 10000}.{found % 10000 // 100}.{found % 100}"
-    wheel = _nccl_of_wheel()
+    wheel = _of_wheel("nvidia.nccl", "lib/libnccl.so.2")
     if wheel:
         return f"FIRESTEEL_LIBNCCL={wheel} makes it known (only tensor groups need it)"
-    extra = "cuda13" if cuda >= 13 else "cuda12"
-    return f"not found: pip install 'firesteel[{extra}]' (only tensor groups need it)"
+    return f"not found: pip install 'firesteel[{_extra(cuda)}]' (only tensor groups need it)"
 
 
-def _nccl_of_wheel() -> str | None:
-    """The library of an installed nvidia-nccl wheel, which no loader looks for."""
+def _of_wheel(package: str, library: str) -> str | None:
+    """The library of an installed nvidia wheel, which no loader looks for."""
     try:
-        spec = importlib.util.find_spec("nvidia.nccl")
+        spec = importlib.util.find_spec(package)
     except ImportError:
         return None
     folders = spec.submodule_search_locations if spec else None
-    return next((str(path) for folder in folders or [] for path in Path(folder).glob("lib/libnccl.so.2")), None)
+    return next((str(path) for folder in folders or [] for path in Path(folder).glob(library)), None)
 
 
 def look_for(library: Library) -> tuple[str | None, str | None]:

@@ -6,6 +6,7 @@
 #include "backends/backend.h"
 #include "backends/collectives.h"
 #include "backends/cpu/cpu.h"
+#include "backends/cuda/plans.h"
 #include "backends/ops.h"
 #include "base/alloc.h"
 
@@ -167,6 +168,21 @@ SHIM int shim_gather_norm(shim *s, fs_view y, const fs_gather *tables, int n, co
 SHIM int shim_matmul(shim *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e) {
     return waited(s, s->ops.matmul(&s->step, y, x, w, e));
 }
+/* What an engine does with a form before its first step; nothing where the backend has nothing to make. */
+SHIM int shim_prepare_matmul(shim *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e) {
+    if (!backend(s)->prepare) return FS_OK;
+    return waited(s, backend(s)->prepare->matmul(&s->step, y, x, w, e));
+}
+SHIM const char *shim_numerics(shim *s) { return s->device->numerics; }
+
+/* cuBLASLt's plan of a form, for views of any float type. */
+SHIM int shim_plan_make(shim *s, const fs_cuda_form *form, const fs_cuda_operands *o, int *usable) {
+    return waited(s, fs_cuda_plan_make(s->step.queue, form, o, usable));
+}
+SHIM int shim_plan_run(shim *s, const fs_cuda_form *form, const fs_cuda_operands *o) {
+    return waited(s, fs_cuda_plan_run(s->step.queue, fs_cuda_plan_find(s->step.queue->device, form), o));
+}
+
 SHIM int shim_attention(shim *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, float scale) {
     fs_mask mask = { .scale = scale };
     return waited(s, s->ops.attention(&s->step, y, q, k, v, heads, &mask));

@@ -49,6 +49,8 @@ static settings read_settings() {
     s.lose_device = lose.empty() ? -1 : std::atoi(lose.c_str());
     s.lose_code = static_cast<int>(number("SOFTCUDA_LOSE_CODE", CUDA_ERROR_LAUNCH_FAILED));
     s.hang = static_cast<int>(number("SOFTCUDA_HANG", -1));
+    const char *algorithms = std::getenv("SOFTCUDA_ALGORITHMS");
+    s.algorithms = algorithms ? algorithms : "012345";
     return s;
 }
 
@@ -401,6 +403,8 @@ SOFTCUDA_EXPORT void softcuda_reset() {
     }
     softcuda_pinned_clear();
     softcuda_groups_clear();
+    softcuda_products_clear();
+    w.live.clear(); /* what belongs to no device */
     w.calls = w.leaked = 0;
     w.calls_of.clear();
     w.message.clear();

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import firesteel
 
 
-def every_call(whole: Callable[[], None]) -> tuple[int, int]:
-    """Runs `whole`, which opens, uses and closes an engine, once for each of its calls, which fails with 999.
+def every_call(whole: Callable[[], None], step: int = 1) -> tuple[int, int]:
+    """Runs `whole`, which opens, uses and closes an engine, once for each (or each `step`-th) of its calls, which fails
+    with 999.
 
     Each run ends well or with a sentence that names the GPUs, and leaves nothing behind in the driver. Gives (runs that
     failed, calls): errors of clean-up calls have nobody to be told to."""
@@ -21,7 +22,7 @@ def every_call(whole: Callable[[], None]) -> tuple[int, int]:
     calls = soft.softcuda_calls() - before
     assert soft.softcuda_live() == live, "an engine that worked leaves something behind"
     failed = 0
-    for n in range(1, calls + 1):
+    for n in range(1, calls + 1, step):
         soft.softcuda_fail_at(n, 999)
         try:
             whole()

@@ -89,16 +89,19 @@ struct launch {
     softcuda_grid grid;
 };
 
+outcome softcuda_count_launch(device *d) {
+    const long long n = ++d->launches;
+    if (d->ordinal != w.set.lose_device || n < w.set.lose_at) return {};
+    return { w.set.lose_code, "device " + std::to_string(d->ordinal) + " was lost at launch " + std::to_string(n) };
+}
+
 static outcome run(const launch &l) {
-    long long n;
+    outcome lost;
     {
         std::lock_guard<std::mutex> lock(w.mutex);
-        n = ++l.on->launches;
+        lost = softcuda_count_launch(l.on);
     }
-    if (l.on->ordinal == w.set.lose_device && n >= w.set.lose_at) {
-        return { w.set.lose_code,
-                 "device " + std::to_string(l.on->ordinal) + " was lost at launch " + std::to_string(n) };
-    }
+    if (lost.code) return lost;
     std::string failure = softcuda_run(l.entry, l.arguments.data(), l.grid);
     if (!failure.empty()) return { CUDA_ERROR_LAUNCH_FAILED, failure };
     std::lock_guard<std::mutex> lock(w.mutex);

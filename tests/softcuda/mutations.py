@@ -29,6 +29,7 @@ SAME_PRODUCT = "tests/test_ops.py::test_matmul_gives_a_row_the_same_bits[cuda-38
 SAME_ATTENTION = "tests/test_ops.py::test_attention_gives_a_sequence_the_same_bits[cuda-2-32]"
 IN_16_BITS = "tests/test_ops.py::test_products_in_16_bits[64-64-1-none]"
 WEIGHTS = "tests/test_ops.py::test_weights_can_be_filled_from_any_file[80-17-0-cuda]"
+PINNED = "tests/test_cuda_products.py::test_the_first_good_algorithm_is_taken_or_none[012345-4]"
 CPU = "tests/test_cuda.py::test_agrees_with_the_cpu"
 
 
@@ -119,7 +120,7 @@ MUTATIONS = (
     ),
     Mutation(
         "stage-wait",
-        f"{ENGINE}/driver.c",
+        f"{ENGINE}/step.c",
         "    FS_TRY(backend->queue_wait(s->queue, from_space->done));\n",
         "",
         "a stage copies what the stage before has not made yet",
@@ -148,6 +149,38 @@ MUTATIONS = (
         "return (void)d, (void)b, FS_OK;",
         "a buffer of the staging is filled again before the copy out of it",
         (WEIGHTS,),
+    ),
+    Mutation(
+        "bit-test",
+        f"{HOST}/plans.c",
+        "        if (p->usable) FS_TRY(passes(t, p, &p->usable));\n",
+        "        (void)passes;\n",
+        "cuBLASLt's first algorithm is taken, whose bits depend on the batch",
+        (PINNED,),
+    ),
+    Mutation(
+        "bit-test-place",
+        f"{HOST}/plans.c",
+        "places[PLACES] = { 0, T / 2, T - 1 };",
+        "places[PLACES] = { 0, 0, 0 };",
+        "only the first row of a batch is compared",
+        (PINNED,),
+    ),
+    Mutation(
+        "bit-test-rounded",
+        f"{HOST}/plans.c",
+        "p->form.y_type != FS_F32 ? -1 : (float)p->form.adds;",
+        "(float)p->form.adds;",
+        "products are compared after they were rounded to 16 bits",
+        ("tests/test_cuda_products.py::test_forms_in_16_bits[1-1-0-0]",),
+    ),
+    Mutation(
+        "split-k",
+        f"{HOST}/plans.c",
+        "values[FS_LT_ALGORITHM_SPLIT_K] <= 1 && values[FS_LT_ALGORITHM_REDUCTION] == 0;",
+        "values[FS_LT_ALGORITHM_SPLIT_K] <= 2;",
+        "an algorithm that splits K is taken",
+        (PINNED,),
     ),
     Mutation(
         "grid-tail",

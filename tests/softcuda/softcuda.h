@@ -148,6 +148,7 @@ struct settings {
     long long lose_at;
     int lose_code;
     int hang; /* a rank of a communicator, or -1 */
+    std::string algorithms; /* of products, in the order they are offered: cublaslt.cc */
 };
 
 static const int max_devices = 16;
@@ -227,11 +228,20 @@ void softcuda_drain(call &c, device *d); /* everything its streams hold */
 bool softcuda_capturing(device *d, int mode_at_most);
 void softcuda_forget_work(stream *s); /* drops what is queued, as done */
 
+/* -- modules.cc ---------------------------------------------------------------------------------------------------- */
+
+/* One more launch on d; a failure where that is the one it is lost at. Under the lock. */
+outcome softcuda_count_launch(device *d);
+
 /* -- nccl.cc ------------------------------------------------------------------------------------------------------- */
 
 /* Whether all ranks have come to this; if not, the stream of one that can be moved on to it, or none. */
 bool softcuda_all_here(const collective &all, const stream *asking, std::shared_ptr<stream> *behind);
 void softcuda_perform(collective &all);
 void softcuda_groups_clear();
+
+/* -- cublaslt.cc --------------------------------------------------------------------------------------------------- */
+
+void softcuda_products_clear();
 
 #endif

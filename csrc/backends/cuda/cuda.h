@@ -17,6 +17,7 @@
 #define FS_CUDA_CUDA_H
 
 #include "backends/backend.h"
+#include "backends/cuda/cublaslt_api.h"
 #include "backends/cuda/driver_api.h"
 #include "backends/ops.h"
 
@@ -28,6 +29,8 @@ typedef enum {
 #undef X
     FS_CUDA_KERNEL_COUNT
 } fs_cuda_kernel;
+
+typedef struct fs_cuda_plans fs_cuda_plans; /* plans.c */
 
 /* The loader's pieces are of 1 MB; each of four readers fills one buffer while another is copied. */
 enum { FS_CUDA_BUFFERS = 8, FS_CUDA_BUFFER_BYTES = 1 << 20 };
@@ -47,6 +50,9 @@ typedef struct {
     fs_cu_function kernels[FS_CUDA_KERNEL_COUNT];
     int has_bf16;
     int poison; /* test mode */
+
+    const fs_lt_api *lt;  /* NULL: own kernels only */
+    fs_cuda_plans *plans; /* NULL: none made; the driver thread's */
 
     fs_cu_stream load_stream;
     fs_cuda_buffer buffers[FS_CUDA_BUFFERS];
@@ -89,6 +95,10 @@ fs_status fs_cuda_event_wait(fs_event *e);
 /* weights.c, as backend.h says; and the staging it goes through */
 fs_status fs_cuda_staging_open(fs_cuda_device *d);
 void fs_cuda_staging_close(fs_cuda_device *d);
+/* Two buffers for this thread, idle, until it lets go of them; it must have waited for what it enqueued with them. One
+ * thread at a time holds two: the device's driver. */
+fs_status fs_cuda_staging_hold(fs_cuda_device *d, fs_cuda_buffer *out[2]);
+void fs_cuda_staging_let_go(fs_cuda_device *d, fs_cuda_buffer *const held[2]);
 size_t fs_cuda_weight_bytes(fs_device *d, const fs_weight_desc *desc);
 fs_status fs_cuda_weight_begin(fs_device *d, fs_weight *w, const fs_weight_desc *desc, void *slab_at);
 fs_status fs_cuda_weight_fill(fs_device *d, fs_weight *w, int64_t row, int64_t rows, const void *from,
@@ -104,7 +114,10 @@ fs_status fs_cuda_comm_wait(fs_comm *c, fs_cuda_device *d, fs_cu_event event);
 /* A call of d has failed with `st`, this thread's last failure: its groups are over, for the other ranks would wait. */
 void fs_cuda_comms_fail(fs_cuda_device *d, fs_status st);
 
-/* ops.c fills the table */
-extern const fs_ops fs_cuda_ops;
+/* plans.c: ends what plans.h has made */
+void fs_cuda_plans_close(fs_cuda_device *d);
+
+/* ops.c, ops_prepare.c fill the tables */
+extern const fs_ops fs_cuda_ops, fs_cuda_prepare;
 
 #endif

@@ -45,6 +45,7 @@ static void device_close(fs_device *head) {
     fs_cuda_device *d = fs_cuda(head);
     if (d->context) {
         d->cu->context_set(d->context); /* whatever it says: what is released must be released */
+        fs_cuda_plans_close(d);
         fs_cuda_staging_close(d);
         if (d->module) d->cu->module_unload(d->module);
     }
@@ -100,6 +101,7 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     fs_status st = FS_OK;
     fs_cuda_device *d = NULL;
     const fs_cu_api *cu;
+    const fs_lt_api *lt;
     int64_t poison;
     *out = NULL;
     if (o->path && *o->path)
@@ -107,8 +109,9 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
                        o->index, o->path);
     FS_TRY(fs_knob_int(FS_KNOB_TEST_POISON, 0, 1, &poison));
     FS_TRY(fs_cu_open(&cu));
+    FS_TRY(fs_lt_open(&lt));
     FS_TRY(fs_alloc(&d, 1, sizeof *d));
-    d->cu = cu;
+    d->cu = cu, d->lt = lt;
     d->ordinal = o->index;
     d->poison = (int)poison;
     d->head.backend = &fs_cuda_backend;
@@ -211,6 +214,7 @@ static fs_status poison(fs_queue *q, void *at, size_t bytes) {
 const fs_backend fs_cuda_backend = {
     .name = "cuda",
     .ops = &fs_cuda_ops,
+    .prepare = &fs_cuda_prepare,
     .count = count,
     .open = device_open,
     .close = device_close,

@@ -43,7 +43,10 @@ fs_status fs_cuda_gather_norm(fs_step *s, fs_view y, const fs_gather *tables, in
 
 fs_status fs_cuda_add_rows(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
     if (!fs_fits_add(s, y, x, e)) return fs_misfit(s, "add", x, y);
-    if (y.rows == 0) return FS_OK;
+    return y.rows ? fs_cuda_launch_add(s, y, x, e) : FS_OK;
+}
+
+fs_status fs_cuda_launch_add(fs_step *s, fs_view y, fs_view x, const fs_epilogue *e) {
     fs_cuda_add a = { .y = y.at,
                       .x = x.at,
                       .y_stride = y.stride,

@@ -51,7 +51,7 @@ void fs_cuda_staging_close(fs_cuda_device *d) {
     if (d->load_stream) d->cu->stream_destroy(d->load_stream);
 }
 
-/* The buffer sent longest ago. Who holds one never waits for another, so one always comes back. */
+/* The buffer sent longest ago. Who fills one never waits for another, so one always comes back. */
 static fs_cuda_buffer *take_buffer(fs_cuda_device *d) {
     pthread_mutex_lock(&d->loading);
     while (d->in_ring == 0) pthread_cond_wait(&d->sent, &d->loading);
@@ -72,6 +72,21 @@ static fs_status send_buffer(fs_cuda_device *d, fs_cuda_buffer *b, void *to, siz
     fs_status st = fs_cuda_check(d, d->cu->event_record(b->sent, d->load_stream), "copying weights");
     if (st != FS_OK) d->cu->stream_synchronize(d->load_stream); /* no event tells when the copy is over */
     return st;
+}
+
+fs_status fs_cuda_staging_hold(fs_cuda_device *d, fs_cuda_buffer *out[2]) {
+    fs_status st = FS_OK;
+    for (int i = 0; i < 2; i++) out[i] = take_buffer(d);
+    for (int i = 0; i < 2 && st == FS_OK; i++) st = wait_for_copy(d, out[i]);
+    if (st != FS_OK) fs_cuda_staging_let_go(d, out);
+    return st;
+}
+
+void fs_cuda_staging_let_go(fs_cuda_device *d, fs_cuda_buffer *const held[2]) {
+    pthread_mutex_lock(&d->loading);
+    for (int i = 0; i < 2; i++) put_back(d, held[i]);
+    pthread_cond_broadcast(&d->sent);
+    pthread_mutex_unlock(&d->loading);
 }
 
 /* The buffer's first bytes, to `to` on the device, unless `st` is a failure; it goes back in any case. */
