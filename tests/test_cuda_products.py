@@ -218,27 +218,6 @@ def run(software_driver):
     return run
 
 
-@pytest.mark.parametrize("act", ["none", "relu", "gelu"])
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("w_type, y_type", [(F16, F16), (F16, F32), (BF16, BF16), (BF16, F32)])
-def test_products_of_narrow_rows(device, counts, w_type, y_type, biased, added, act):
-    """x of w's type, y of that or fp32: by the library, whatever stands behind the product."""
-    T, N, K = 33, 24, 64
-    x, w, bias, r = random(T, K), random(N, K, seed=1), random(N, seed=2), random(T, N, seed=3)
-    held = device.weight(w, MATRIX, held_in=w_type)
-    y, views = device.view(np.zeros((T, N)), dtype=y_type), device.view(x, dtype=w_type)
-    e = device.epilogue(bias if biased else None, act, device.view(r) if added else None)
-    device.call("matmul", y, views, C.byref(held), C.byref(e))
-    device.preparing = False
-    counts()
-    device.call("matmul", y, views, C.byref(held), C.byref(e))
-    assert counts() == {GOOD: 1}
-    exact = ops.rounded(x, w_type) @ ops.rounded(w, w_type).T
-    expected = ops.np_epilogue(exact, bias if biased else None, act, r if added else None)
-    ops.check(device.read(y), expected, 20, {F32: 1e-6, F16: 2e-3, BF16: 1.6e-2}[y_type])
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     return str(tiny.write(tmp_path_factory.mktemp("lt") / "model", seed=5, layers=2, hidden=48, heads=4, inner=104))
