@@ -40,9 +40,16 @@ WORKLOADS = ("equal", "lognormal")
 PEERS = {
     "firesteel fp32": ("firesteel", "fp32", f"batches of {BATCH_TOKENS} tokens, no padding"),
     "firesteel bf16": ("firesteel", "bf16", f"batches of {BATCH_TOKENS} tokens, no padding"),
+    "firesteel bf16, own kernels": ("firesteel", "bf16", "no cuBLASLt"),
+    "firesteel bf16, first algorithm": ("firesteel", "bf16", "cuBLASLt's own choice, whatever its bits"),
     "torch fp32": ("torch", "fp32", "transformers, sdpa, no TF32, sorted and padded"),
     "torch bf16": ("torch", "bf16", "transformers, sdpa, sorted and padded"),
     "torch.compile bf16": ("torch", "bf16", "transformers, sdpa, torch.compile, sorted and padded"),
+}
+# What a peer's process has in its environment.
+KNOBS = {
+    "firesteel bf16, own kernels": {"FIRESTEEL_LIBCUBLASLT": "off"},
+    "firesteel bf16, first algorithm": {"FIRESTEEL_TEST_FIRST_ALGORITHM": "1"},
 }
 
 
@@ -160,6 +167,7 @@ class Torch:
 
 def make(peer: str, folder: str):
     package, precision, _ = PEERS[peer]
+    os.environ.update(KNOBS.get(peer, {}))
     return (Firesteel if package == "firesteel" else Torch)(folder, precision, "compile" in peer)
 
 
@@ -336,7 +344,11 @@ def main() -> int:
         emit(ceilings(), device, files)
     with tempfile.TemporaryDirectory() as place:
         folder = str(write_model(Path(place) / "model", args.shape))
-        emit(cold_start([peer for peer in peers if "compile" not in peer], folder, 3), device, files)
+        emit(
+            cold_start([peer for peer in peers if "compile" not in peer and peer not in KNOBS], folder, 3),
+            device,
+            files,
+        )
         for workload in WORKLOADS:
             emit(throughput(peers, folder, workload, args.rows, args.shape, args.repeats), device, files)
     return 0

@@ -259,6 +259,12 @@ def test_off_means_own_kernels(run, folder):
     assert ran.stdout.strip() == "own|cuda sm_80 fp32", ran.stdout + ran.stderr
 
 
+def test_the_first_algorithm_whatever_its_bits(run, folder):
+    """The knob that benchmarks measure the price of pinning with: here the first one's bits depend on the batch."""
+    ran = run(CHOICE, folder, FIRESTEEL_TEST_FIRST_ALGORITHM="1")
+    assert ran.returncode == 1 and "alone" in ran.stderr, ran.stdout + ran.stderr
+
+
 NUMERICS = """
 import sys, test_cuda_groups as t
 print(t.open_engine(sys.argv[1], *eval(sys.argv[2])).numerics)
