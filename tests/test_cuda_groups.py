@@ -38,6 +38,7 @@ MODES = {
     "poisoned": {"FIRESTEEL_TEST_POISON": "1"},
     "one slot": {"FIRESTEEL_SLOTS": "1"},
     "three slots, small batches": {"FIRESTEEL_SLOTS": "3", "FIRESTEEL_BATCH_TOKENS": "40"},
+    "slow to connect": {"SOFTCUDA_CONNECT": "5"},
 }
 
 

@@ -50,6 +50,16 @@ class Weight(C.Structure):
     _fields_ = [("desc", WeightDesc), ("at", voidp)]
 
 
+class Rows(C.Structure):
+    _fields_ = [(name, voidp) for name in ("ids", "positions", "offsets")] + [
+        (name, i64) for name in ("T", "B", "longest")
+    ]
+
+
+class Mask(C.Structure):
+    _fields_ = [("scale", C.c_float), ("causal", C.c_int), ("keys", C.POINTER(Rows))]
+
+
 class Gather(C.Structure):
     _fields_ = [("table", C.POINTER(Weight)), ("index", voidp)]
 
@@ -194,13 +204,15 @@ class Device:
         self.kept.append(memory)
         return out
 
-    def rows(self, lengths: list[int], padded: int = 0) -> np.ndarray:
-        """Declares the batch's sequences; `padded` more offsets repeat the end."""
+    def sequences(self, lengths: list[int], padded: int = 0) -> Rows:
+        """`padded` more offsets repeat the end."""
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32), [sum(lengths)] * padded]).astype(np.int32)
-        self.lib.shim_rows(
-            self.handle, voidp(self.array(offsets)), i64(sum(lengths)), i64(len(offsets) - 1), i64(max([*lengths, 0]))
-        )
-        return offsets
+        return Rows(None, None, self.array(offsets), sum(lengths), len(offsets) - 1, max([*lengths, 0]))
+
+    def rows(self, lengths: list[int], padded: int = 0) -> None:
+        """Declares the batch's sequences."""
+        r = self.sequences(lengths, padded)
+        self.lib.shim_rows(self.handle, voidp(r.offsets), i64(r.T), i64(r.B), i64(r.longest))
 
     # ops, each from arrays to an array
     def epilogue(self, bias, act, residual: View | None) -> Epilogue:
@@ -217,16 +229,23 @@ class Device:
         self.call("matmul", y, self.view(x, strides[0], offset), C.byref(w), C.byref(e))
         return self.read(y)
 
-    def attention(self, q, k, v, heads, lengths, scale, strided=False, padded=0) -> np.ndarray:
+    def attention(self, q, k, v, heads, lengths, scale, strided=False, padded=0, causal=False, keys=None) -> np.ndarray:
+        """keys: lengths of the sequences of k and v, where they are not q's."""
         self.rows(lengths, padded)
         T, D = q.shape
-        if strided:  # as the fused product leaves them
-            fused = self.view(np.concatenate([q, k, v], 1), 3 * D + 5, 3)
-            views = [View(fused.at + 4 * i * D, F32, T, D, fused.stride) for i in range(3)]
-        else:
+
+        def fused(*arrays: np.ndarray) -> list[View]:
+            """Side by side, as one product leaves them."""
+            whole = self.view(np.concatenate(arrays, 1), len(arrays) * D + 5, 3)
+            return [View(whole.at + 4 * i * D, F32, whole.rows, D, whole.stride) for i in range(len(arrays))]
+
+        if not strided:
             views = [self.view(a) for a in (q, k, v)]
+        else:
+            views = fused(q, k, v) if keys is None else [*fused(q), *fused(k, v)]
         y = self.view(np.full((T, D), np.nan), D + 2 * strided)
-        self.call("attention", y, *views, heads, C.c_float(scale))
+        others = None if keys is None else C.pointer(self.sequences(keys, padded))
+        self.call("attention", y, *views, heads, C.byref(Mask(scale, causal, others)))
         return self.read(y)
 
     def norm(self, gamma, beta, eps, copy: View | None = None) -> Norm:
@@ -302,16 +321,23 @@ def np_norm(x, gamma, beta, eps):
     return (x - mean) / np.sqrt(((x - mean) ** 2).mean(1, keepdims=True) + eps) * d(gamma) + d(beta)
 
 
-def np_attention(q, k, v, heads, lengths, scale):
+def parts(lengths):
+    """The rows of each sequence."""
+    ends = np.cumsum(lengths, dtype=int)
+    return [slice(e - n, e) for e, n in zip(ends, lengths, strict=True)]
+
+
+def np_attention(q, k, v, heads, lengths, scale, causal=False, keys=None):
     q, k, v = d(q), d(k), d(v)
-    y, E, at = np.zeros_like(q), q.shape[1] // heads, 0
-    for n, h in itertools.product(lengths, range(heads)):
-        rows, cols = slice(at, at + n), slice(h * E, (h + 1) * E)
-        if n:
-            s = scale * q[rows, cols] @ k[rows, cols].T
+    y, E = np.zeros_like(q), q.shape[1] // heads
+    sequences = zip(parts(lengths), parts(lengths if keys is None else keys), strict=True)
+    for (rows, others), h in itertools.product(sequences, range(heads)):
+        cols = slice(h * E, (h + 1) * E)
+        s = scale * q[rows, cols] @ k[others, cols].T
+        if s.size:
+            s = np.where(np.tri(*s.shape) > 0, s, -np.inf) if causal else s
             p = np.exp(s - s.max(1, keepdims=True))
-            y[rows, cols] = p / p.sum(1, keepdims=True) @ v[rows, cols]
-        at += n if h == heads - 1 else 0
+            y[rows, cols] = p / p.sum(1, keepdims=True) @ v[others, cols]
     return y
 
 
@@ -366,15 +392,15 @@ def matmul_case(T, N, K, act="none", bias=True, residual=False, inside=False, st
     return run
 
 
-def attention_case(heads, E, lengths, strided=False, padded=0, scale=None, big=1.0):
+def attention_case(heads, E, lengths, strided=False, padded=0, scale=None, big=1.0, causal=False, keys=None):
     def run(dev):
-        q, k, v = (random(sum(lengths), heads * E, seed=i) for i in range(3))
+        q, k, v = (random(sum(lengths if i == 0 or keys is None else keys), heads * E, seed=i) for i in range(3))
         s = 1 / math.sqrt(E) if scale is None else scale
         # a rounding of a score is a relative error of its weight; scores are about `spread`
         spread = abs(s * big) * math.sqrt(E)
         check(
-            dev.attention(q * np.float32(big), k, v, heads, lengths, s, strided, padded),
-            np_attention(q * np.float32(big), k, v, heads, lengths, s),
+            dev.attention(q * np.float32(big), k, v, heads, lengths, s, strided, padded, causal, keys),
+            np_attention(q * np.float32(big), k, v, heads, lengths, s, causal, keys),
             1.0,
             2e-6 * max(1, spread),
         )
@@ -476,6 +502,7 @@ def reduce_case(T, D):
 
 TS = [1, 2, 5, 6, 7, 13, 14, 15, 97, 300]
 WIDTHS = [1, 3, 16, 17, 33, 64, 65, 127, 128, 200, 384]
+QUERIES, KEYS = [3, 40, 1, 0, 130, 65, 7, 2], [5, 257, 1, 9, 64, 0, 300, 33]  # of one batch, for cross-attention
 LENGTHS = [[1], [0], [], [2, 1, 5], [16, 17, 15], [40, 0, 1, 64, 65, 7], [97, 30], [300], [127, 257], [0, 0, 31, 0]]
 
 CASES = {
@@ -498,6 +525,13 @@ CASES = {
         attention_case(2, 8, [700], True),
         attention_case(2, 32, [150, 20], scale=-0.5), attention_case(2, 32, [150, 20], scale=0.0),
         attention_case(2, 32, [150, 140, 20], big=30.0),
+        *[attention_case(2, E, lengths, causal=True) for E in (8, 33, 64) for lengths in LENGTHS],
+        *[attention_case(h, E, [5, 40, 129, 1, 300], True, 2, causal=True) for h, E in ((3, 32), (2, 100), (1, 128))],
+        attention_case(2, 32, [150, 140, 20], big=30.0, causal=True), attention_case(1, 16, [600], causal=True),
+        *[attention_case(2, E, QUERIES, E % 3 == 0, E % 2, keys=KEYS) for E in (8, 17, 32, 33, 64, 100, 128)],
+        *[attention_case(2, E, KEYS, True, keys=QUERIES) for E in (8, 64, 128)],
+        attention_case(3, 32, [2, 5], keys=[0, 0]), attention_case(3, 32, [0], keys=[4]),
+        attention_case(1, 256, [3, 40], True, keys=[64, 257]), attention_case(1, 32, [700], True, 3, keys=[600]),
     ],
     "gather": [*[gather_case(T, D, n, False) for T in (0, 1, 7, 97) for D in (1, 33, 384) for n in (1, 3, 4)],
                gather_case(9, 20, 2, False, 31, 5)],
@@ -632,13 +666,60 @@ def test_attention_gives_a_sequence_the_same_bits(pair, heads, E):
     whole = one.attention(q, k, v, heads, lengths, 0.2)
     same(three.attention(q, k, v, heads, lengths, 0.2), whole, "threads")
     same(three.attention(q, k, v, heads, lengths, 0.2, True, 4), whole, "strides, more offsets")
-    ends = np.cumsum(lengths)
-    parts = [slice(e - n, e) for e, n in zip(ends, lengths, strict=True)]
-    for p, n in zip(parts, lengths, strict=True):
+    for p, n in zip(parts(lengths), lengths, strict=True):
         same(three.attention(q[p], k[p], v[p], heads, [n], 0.2), whole[p], f"{n} tokens alone")
     order = np.random.default_rng(1).permutation(len(lengths))
-    rows = np.concatenate([np.arange(sum(lengths))[parts[i]] for i in order])
+    rows = np.concatenate([np.arange(sum(lengths))[parts(lengths)[i]] for i in order])
     same(three.attention(q[rows], k[rows], v[rows], heads, [lengths[i] for i in order], 0.2), whole[rows], "order")
+
+
+@pytest.mark.parametrize("heads, E", [(2, 32), (3, 8), (1, 64), (1, 72), (2, 33)])
+def test_a_causal_row_has_the_bits_of_a_sequence_that_ends_there(pair, heads, E):
+    """Whatever comes after it, even NaN."""
+    one, three = pair
+    lengths = [7, 1, 300, 64, 520]
+    q, k, v = (random(sum(lengths), heads * E, seed=i) for i in range(3))
+    whole = one.attention(q, k, v, heads, lengths, 0.2, causal=True)
+    same(three.attention(q, k, v, heads, lengths, 0.2, True, 4, True), whole, "threads, strides, more offsets")
+    for p, n in zip(parts(lengths), lengths, strict=True):
+        edges = {i + off for i in (16, 32, 64, 128, 256, 384, 512) for off in (-1, 0, 1)} if n == 520 else set()
+        for end in sorted({*range(1, 10), 299, 400, n} & {*range(1, n + 1)} | edges):
+            here = slice(p.start, p.start + end)
+            again = three.attention(q[here], k[here], v[here], heads, [end], 0.2, causal=True)
+            same(again, whole[here], f"the first {end} of {n} tokens")
+            plain = one.attention(q[here], k[here], v[here], heads, [end], 0.2)
+            same(plain[-1:], whole[here][-1:], f"token {end} of {n}, seeing all of what it may see")
+        one.free(), three.free()
+    for seen in (1, 13, 100, 257, 519):
+        hidden = [a[-520:].copy() for a in (q, k, v)]
+        for a in hidden:
+            a[seen:] = np.nan
+        found = three.attention(*hidden, heads, [520], 0.2, causal=True)
+        same(found[:seen], whole[-520:][:seen], f"NaN after {seen} tokens")
+        assert np.isnan(found[seen:]).all()
+
+
+@pytest.mark.parametrize("heads, E", [(2, 32), (3, 8), (1, 64), (1, 72), (2, 33)])
+def test_attention_to_other_rows_gives_a_sequence_the_same_bits(pair, heads, E):
+    one, three = pair
+    q, k, v = (random(sum(QUERIES if i == 0 else KEYS), heads * E, seed=i) for i in range(3))
+    whole = one.attention(q, k, v, heads, QUERIES, 0.2, keys=KEYS)
+    same(three.attention(q, k, v, heads, QUERIES, 0.2, True, 4, keys=KEYS), whole, "threads, strides, more offsets")
+    for p, o in zip(parts(QUERIES), parts(KEYS), strict=True):
+        n, m = p.stop - p.start, o.stop - o.start
+        same(three.attention(q[p], k[o], v[o], heads, [n], 0.2, keys=[m]), whole[p], f"{n} tokens, {m} keys alone")
+        for row in range(p.start, p.stop, 31):
+            found = one.attention(q[row : row + 1], k[o], v[o], heads, [1], 0.2, keys=[m])
+            same(found, whole[row : row + 1], f"row {row} alone")
+    assert (whole[parts(QUERIES)[KEYS.index(0)]] == 0).all()
+    order = np.random.default_rng(1).permutation(len(QUERIES))
+    rows, others = (np.concatenate([np.arange(sum(n))[parts(n)[i]] for i in order]) for n in (QUERIES, KEYS))
+    lengths = [[n[i] for i in order] for n in (QUERIES, KEYS)]
+    turned = three.attention(q[rows], k[others], v[others], heads, lengths[0], 0.2, keys=lengths[1])
+    same(turned, whole[rows], "order")
+    own = k[: sum(QUERIES)]
+    plain = one.attention(q, own, own, heads, QUERIES, 0.2)
+    same(one.attention(q, own, own, heads, QUERIES, 0.2, keys=QUERIES), plain, "its own rows by another name")
 
 
 def test_rows_get_the_same_bits(pair):
@@ -672,6 +753,8 @@ def test_avx512_tiles_and_avx2_give_the_same_bits(shim):
         [
             *[dev.matmul(x[:T], w, w[:, 0], act) for T in (1, 2, 3, 5, 8, 14, 15, 29, 97) for act in ACTIVATIONS],
             dev.attention(q, q * 2, q[::-1].copy(), 2, lengths, 0.3),
+            dev.attention(q, q * 2, q[::-1].copy(), 2, lengths, 0.3, causal=True),
+            dev.attention(q, q[:99] * 2, q[:99], 2, lengths, 0.3, keys=[40, 0, 1, 50, 8]),
             dev.layer_norm(x, x[0], x[1], 1e-5),
             dev.l2_normalize(x),
             *[dev.pool(q, lengths, kind) for kind in POOLINGS],
@@ -699,6 +782,18 @@ def test_products_in_16_bits(shim, software_gpu, dtype, N, K, act):
     check(whole, np_epilogue(a @ b.T, bias, act, r), 1 + size, 1e-6)
     for first, last in ((0, 1), (5, 6), (64, 128), (63, 130), (199, 200)):
         same(dev.matmul(x[first:last], held, bias, act, r[first:last]), whole[first:last], f"rows {first} to {last}")
+    dev.close()
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+def test_gpu_products_give_a_row_the_same_bits_among_any_number(shim, software_gpu, dtype):
+    """The last rows of 512: each count puts them at other places of the tiles."""
+    dev = Device(shim, "cuda")
+    x, w, bias = random(512, 37), random(9, 37, seed=1), random(9, seed=2)
+    held = dev.weight(w, MATRIX, held_in=dtype)
+    whole = dev.matmul(x, held, bias, "gelu")
+    for T in range(1, 513):
+        same(dev.matmul(x[512 - T :], held, bias, "gelu"), whole[512 - T :], f"{T} rows")
     dev.close()
 
 
@@ -779,7 +874,7 @@ def test_attention_of_narrow_rows(gpu, dtype, heads, E):
     y = gpu.view(np.full_like(q, np.nan), dtype=dtype)
     fused = gpu.view(np.concatenate([q, k, v], 1), dtype=dtype)
     parts = [View(fused.at + 2 * i * heads * E, dtype, *q.shape, fused.stride) for i in range(3)]
-    gpu.call("attention", y, *parts, heads, C.c_float(0.2))
+    gpu.call("attention", y, *parts, heads, C.byref(Mask(0.2, False, None)))
     expected = np_attention(*[rounded(a, dtype) for a in (q, k, v)], heads, lengths, 0.2)
     check(gpu.read(y), expected, 1.0, 1.05 * UNIT[dtype])
 
@@ -794,7 +889,7 @@ def test_types_that_do_not_go_together_are_refused(gpu, shim):
         gpu.call("matmul", wide, x, C.byref(held), C.byref(gpu.epilogue(None, "none", wrong)))
     gpu.rows([4])
     with pytest.raises(ShimError, match="types that do not go together"):
-        gpu.call("attention", wide, x, x, x, 2, C.c_float(1))
+        gpu.call("attention", wide, x, x, x, 2, C.byref(Mask(1.0, False, None)))
     with pytest.raises(ShimError, match="types that do not go together"):
         gpu.call(
             "layer_norm", wide, wide, C.byref(gpu.norm(random(16), random(16), 1e-5, gpu.view(random(4, 8), dtype=F16)))
@@ -871,6 +966,9 @@ def test_what_does_not_fit_is_refused(shim):
         dev.layer_norm(x, random(7), random(8), 1e-5)
     with pytest.raises(ShimError, match="do not go together"):
         dev.attention(x, x, x, 3, [3], 1.0)
+    for keys, causal in (([2], False), ([4], False), ([1, 2], False), ([3], True)):  # rows, rows, sequences, both
+        with pytest.raises(ShimError, match="do not go together"):
+            dev.attention(x, x, x, 2, [3], 1.0, causal=causal, keys=keys)
     with pytest.raises(ShimError, match="heads of 300 numbers are wider than the 256"):
         dev.attention(*[random(3, 300)] * 3, 1, [3], 1.0)
     held = dev.weight(w, MATRIX)

@@ -4,7 +4,8 @@
  * computes in that type: what products and attention read, and what they write for one another. Sums, norms and the
  * residual stream are fp32 in any case; a number is rounded once, as it is written. Views given to one op do not overlap except where said.
  * Every op obeys the step contract (backend.h) and "same row, same bits": a row of the output depends on the same row of the
- * inputs (for attention and pool: on the same sequence) and on nothing else: not on T, B, its place, or the threads. */
+ * inputs (for attention and pool: on the same sequence, as far as it is seen) and on nothing else: not on T, B, its
+ * place, or the threads. */
 #ifndef FS_BACKENDS_OPS_H
 #define FS_BACKENDS_OPS_H
 
@@ -56,7 +57,9 @@ typedef struct {
 
 /* Who attends to whom, and how scores are scaled. */
 typedef struct {
-    float scale; /* of q . k */
+    float scale;         /* of q . k */
+    int causal;          /* row i of a sequence sees its rows j <= i only; not together with keys */
+    const fs_rows *keys; /* the rows of k and v, as many sequences as q has; NULL: q's own */
 } fs_mask;
 
 #define FS_POOLINGS(X)                                                                                                 \
@@ -97,8 +100,10 @@ struct fs_ops {
     /* y[T,N] = activation(x[T,K] . w[N,K]^T + bias) + residual. One K order per weight shape, whatever T is. x and y may
      * be of w's type. */
     fs_status (*matmul)(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
-    /* Over rows, all four of one type, which may be narrow: for each sequence and head h,  y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h].
-     * q, k, v, y: [T, H*E], columns h*E ... of head h. Keys are taken in tiles at fixed places from the sequence's start. */
+    /* Over rows, all four of one type, which may be narrow: for each sequence and head h,  y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h],
+     * j over the rows of the same sequence that i sees; 0 where there is none. q, y: [T, H*E], columns h*E ... of head
+     * h; k, v: the same, or [keys->T, H*E]. Keys are taken in tiles at fixed places from their sequence's start; of a
+     * key that is not seen nothing is felt, whatever it holds. FS_DEVICE for shapes or masks that do not fit. */
     fs_status (*attention)(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);
     /* y[B,D] from x[T,D]; y of an empty sequence is 0. */
     fs_status (*pool)(fs_step *s, fs_view y, fs_view x, fs_pooling kind);

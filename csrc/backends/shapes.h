@@ -18,7 +18,8 @@ static inline int fs_is_vector(const fs_weight *w, int64_t width) {
 
 /* e may be NULL. */
 int fs_fits_matmul(fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
-int fs_fits_attention(const fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads);
+/* Views, heads, and the mask with the rows it names. */
+int fs_fits_attention(const fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);
 /* gather, layer_norm and gather_norm: n tables or x; norm NULL: none. */
 int fs_fits_rows(const fs_step *s, fs_view y, fs_view x, const fs_gather *tables, int n, const fs_norm *norm);
 int fs_fits_pool(const fs_step *s, fs_view y, fs_view x, fs_pooling kind);

@@ -183,9 +183,8 @@ SHIM int shim_plan_run(shim *s, const fs_cuda_form *form, const fs_cuda_operands
     return waited(s, fs_cuda_plan_run(s->step.queue, fs_cuda_plan_find(s->step.queue->device, form), o));
 }
 
-SHIM int shim_attention(shim *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, float scale) {
-    fs_mask mask = { .scale = scale };
-    return waited(s, s->ops.attention(&s->step, y, q, k, v, heads, &mask));
+SHIM int shim_attention(shim *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
+    return waited(s, s->ops.attention(&s->step, y, q, k, v, heads, mask));
 }
 SHIM int shim_pool(shim *s, fs_view y, fs_view x, int kind) {
     return waited(s, s->ops.pool(&s->step, y, x, (fs_pooling)kind));

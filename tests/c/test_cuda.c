@@ -105,7 +105,7 @@ static void check_filled(filler *all, int round) {
     fs_memory host;
     fs_queue *queue;
     fs_event *event;
-    CHECK_OK(b->alloc_pinned(d, sizeof all->rows, &host));
+    CHECK_OK(b->alloc_pinned(d, FS_STAGING, sizeof all->rows, &host));
     CHECK_OK(b->queue_new(d, &queue));
     CHECK_OK(b->event_new(d, &event));
     for (int i = 0; i < FILLERS; i++) {
@@ -171,6 +171,73 @@ static void weights_are_filled_by_many_threads(void) {
     free(all);
 }
 
+static void check_bytes(const fs_memory *m, size_t from, size_t to, unsigned char byte, const char *what) {
+    for (size_t i = from; i < to; i++)
+        if (((unsigned char *)m->at)[i] != byte) {
+            TEST_FAIL("%s: byte %zu is %d, not %d", what, i, ((unsigned char *)m->at)[i], byte);
+            return;
+        }
+}
+
+/* The backend has called cuInit once and will not again. */
+static void start_driver_anew(void *driver) {
+    void *symbols[] = { dlsym(driver, "softcuda_reset"), dlsym(driver, "cuInit") };
+    void (*reset)(void);
+    int (*init)(unsigned);
+    memcpy(&reset, &symbols[0], sizeof symbols[0]);
+    memcpy(&init, &symbols[1], sizeof symbols[1]);
+    reset();
+    CHECK_INT(init(0), 0);
+}
+
+static void read_back(fs_queue *q, fs_event *e, const fs_memory *to, const fs_memory *from) {
+    CHECK_OK(fs_cuda_backend.download(q, to->at, from->at, from->bytes));
+    CHECK_OK(fs_cuda_backend.event_record(e, q));
+    CHECK_OK(fs_cuda_backend.event_wait(e));
+}
+
+/* On a driver whose new memory is all zeros. NaN is 0xff four times, as an index -1. */
+static void memory_is_poisoned_on_demand(void) {
+    const fs_backend *cuda = &fs_cuda_backend;
+    void *driver = dlopen(getenv("FIRESTEEL_LIBCUDA"), RTLD_NOW | RTLD_LOCAL);
+    for (int poison = 0; poison < 2; poison++) {
+        const unsigned char fresh = poison ? 0xff : 0;
+        fs_device *d;
+        fs_queue *q;
+        fs_event *e;
+        fs_memory m, host;
+        setenv("SOFTCUDA_FRESH", "0", 1);
+        setenv("FIRESTEEL_TEST_POISON", poison ? "1" : "0", 1);
+        start_driver_anew(driver);
+        CHECK_OK(cuda->open(&d, &(fs_device_options){ 0 }));
+        CHECK_OK(cuda->queue_new(d, &q));
+        CHECK_OK(cuda->event_new(d, &e));
+        CHECK_OK(cuda->alloc(d, FS_WORKSPACE, 4100, &m));
+        CHECK_OK(cuda->alloc_pinned(d, FS_STAGING, 4100, &host));
+        check_bytes(&host, 0, 4100, fresh, "pinned memory");
+        memset(host.at, 1, 4100);
+        read_back(q, e, &host, &m);
+        check_bytes(&host, 0, 4100, fresh, "memory");
+        CHECK(!isnan(((float *)host.at)[1024]) == !poison && ((int32_t *)host.at)[1024] == -poison);
+        memset(host.at, 0, 4100);
+        CHECK_OK(cuda->upload(q, m.at, host.at, 4100));
+        CHECK_OK(cuda->poison(q, (char *)m.at + 12, 4000));
+        read_back(q, e, &host, &m);
+        check_bytes(&host, 0, 12, 0, "before what is recycled");
+        check_bytes(&host, 12, 4012, fresh, "recycled memory");
+        check_bytes(&host, 4012, 4100, 0, "behind what is recycled");
+        cuda->release(d, &host);
+        cuda->release(d, &m);
+        cuda->event_free(e);
+        cuda->queue_free(q);
+        cuda->close(d);
+    }
+    unsetenv("FIRESTEEL_TEST_POISON");
+    unsetenv("SOFTCUDA_FRESH");
+    start_driver_anew(driver);
+    dlclose(driver);
+}
+
 /* Under LeakSanitizer too: what a failing call leaves behind on either side. */
 static void calls_may_fail(void) {
     void *driver = dlopen(getenv("FIRESTEEL_LIBCUDA"), RTLD_NOW | RTLD_LOCAL);
@@ -214,4 +281,4 @@ static void calls_may_fail(void) {
 TESTS({ "every_way_gives_the_same_bits", every_way_gives_the_same_bits },
       { "agrees_with_the_cpu", agrees_with_the_cpu },
       { "weights_are_filled_by_many_threads", weights_are_filled_by_many_threads },
-      { "calls_may_fail", calls_may_fail })
+      { "memory_is_poisoned_on_demand", memory_is_poisoned_on_demand }, { "calls_may_fail", calls_may_fail })

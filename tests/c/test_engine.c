@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <poll.h>
+#include <time.h>
 
 static void any_batch_any_threads(void) {
     static const char *const budgets[] = { "1", "17", "64", "2048" };
@@ -55,6 +56,35 @@ static void cut_after_every_layer(void) {
                         .stages = { { 0, 1, 1, { 0 } }, { 1, 2, 1, { 0 } }, { 2, 3, 1, { 0 } } } };
     check_modes(&two, "cut over two devices");
     check_modes(&one, "cut on one device");
+    end();
+}
+
+/* Waits begin late, and delayed work runs only when it is waited for: what is free too early is used again before. */
+static fs_status late_wait(fs_event *event) {
+    nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+    return fs_cpu_backend.event_wait(event);
+}
+
+static void a_slot_is_free_when_its_carry_has_left(void) {
+    static const char *const slots[] = { "1", "2" };
+    static request q;
+    start();
+    for (int n = 0; n < 2; n++) {
+        const setup two = { .devices = { "cpu:0", "cpu:1" },
+                            .device_count = 2,
+                            .stage_count = 2,
+                            .stages = { { 0, 1, 1, { 0 } }, { 1, 3, 1, { 1 } } },
+                            .knobs = { "FIRESTEEL_TEST_DELAY", "1", "FIRESTEEL_TEST_POISON", "1", "FIRESTEEL_SLOTS",
+                                       slots[n], "FIRESTEEL_BATCH_TOKENS", "40" } };
+        fs_engine *e = opened(&model, &two);
+        fs_backend late = fs_cpu_backend;
+        late.event_wait = late_wait;
+        e->replicas[0].stages[1].parts[0].driver->device->backend = &late;
+        make_rows(&q, 5, ROWS);
+        run(e, &q, &MEAN);
+        check_same(&q, &reference_rows, &MEAN, slots[n]);
+        fs_engine_close(e);
+    }
     end();
 }
 
@@ -347,7 +377,8 @@ static void figures(void) {
 }
 
 TESTS({ "any_batch_any_threads", any_batch_any_threads }, { "slots_and_modes", slots_and_modes },
-      { "cut_after_every_layer", cut_after_every_layer }, { "tensor_shards", tensor_shards },
-      { "duplicates_are_computed_once", duplicates_are_computed_once }, { "many_callers", many_callers },
-      { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
+      { "cut_after_every_layer", cut_after_every_layer },
+      { "a_slot_is_free_when_its_carry_has_left", a_slot_is_free_when_its_carry_has_left },
+      { "tensor_shards", tensor_shards }, { "duplicates_are_computed_once", duplicates_are_computed_once },
+      { "many_callers", many_callers }, { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
       { "the_eventfd_announces", the_eventfd_announces }, { "figures", figures })

@@ -57,7 +57,9 @@ static void run_every_op(bench *b) {
     fs_step *s = &b->step;
     const int32_t *ids = b->memory.at;
     fs_gather tables[] = { { &b->table, ids }, { &b->one_row, NULL } };
-    fs_mask mask = { .scale = 0.25f };
+    const fs_rows others = { .T = 5, .B = 2, .longest = 3 };
+    fs_mask mask = { .scale = 0.25f }, causal = { .scale = 0.25f, .causal = 1 },
+            cross = { .scale = 1, .keys = &others };
     fs_epilogue all = { .bias = &b->bias, .activation = FS_ACT_GELU, .residual = &b->wide };
     fs_epilogue nothing = { 0 }, rest = { .bias = &b->gamma, .residual = &b->x };
     fs_view q = fs_view_cols(b->wide, 0, 48), k = fs_view_cols(b->wide, 48, 48), v = fs_view_cols(b->wide, 96, 48);
@@ -66,6 +68,8 @@ static void run_every_op(bench *b) {
     CHECK_OK(s->ops->matmul(s, b->wide, b->x, &b->matrix, &all));
     CHECK_OK(s->ops->matmul(s, b->wide, b->x, &b->matrix, &nothing));
     CHECK_OK(s->ops->attention(s, b->y, q, k, v, 3, &mask));
+    CHECK_OK(s->ops->attention(s, b->y, q, k, v, 3, &causal));
+    CHECK_OK(s->ops->attention(s, b->y, q, fs_view_rows(k, 0, 5), fs_view_rows(v, 0, 5), 3, &cross));
     CHECK_OK(s->ops->add(s, b->y, b->x, &rest));
     CHECK_OK(s->ops->layer_norm(s, b->y, b->x, &(fs_norm){ &b->gamma, &b->beta, 1e-5f, NULL }));
     CHECK_OK(s->ops->all_reduce(s, b->x)); /* alone: nothing */
@@ -78,16 +82,19 @@ static void ops_are_traced(void) {
     set_up(&b);
     CHECK_TEXT(fs_measure_trace(b.device), "");
     run_every_op(&b);
-    CHECK_TEXT(fs_measure_trace(b.device),
-               "gather w[100,48] w[2,48]@0 -> y[7,48]\n"
-               "gather_norm w[100,48] w[2,48]@0 gamma beta eps 1e-12 -> y[7,48]\n"
-               "matmul x[7,48] w[144,48] bias gelu residual -> y[7,144]\n"
-               "matmul x[7,48] w[144,48] -> y[7,144]\n"
-               "attention q[7,48]/144 k[7,48]/144 v[7,48]/144 heads 3 scale 0.25 B 2 longest 4 -> y[7,48]\n"
-               "add x[7,48] bias residual -> y[7,48]\n"
-               "layer_norm x[7,48] gamma beta eps 1e-05 -> y[7,48]\n"
-               "pool mean x[7,48] -> y[2,48]\n"
-               "l2_normalize x[2,48]\n");
+    CHECK_TEXT(
+        fs_measure_trace(b.device),
+        "gather w[100,48] w[2,48]@0 -> y[7,48]\n"
+        "gather_norm w[100,48] w[2,48]@0 gamma beta eps 1e-12 -> y[7,48]\n"
+        "matmul x[7,48] w[144,48] bias gelu residual -> y[7,144]\n"
+        "matmul x[7,48] w[144,48] -> y[7,144]\n"
+        "attention q[7,48]/144 k[7,48]/144 v[7,48]/144 heads 3 scale 0.25 B 2 longest 4 -> y[7,48]\n"
+        "attention q[7,48]/144 k[7,48]/144 v[7,48]/144 heads 3 scale 0.25 B 2 longest 4 causal -> y[7,48]\n"
+        "attention q[7,48]/144 k[5,48]/144 v[5,48]/144 heads 3 scale 1 B 2 longest 4 cross longest 3 -> y[7,48]\n"
+        "add x[7,48] bias residual -> y[7,48]\n"
+        "layer_norm x[7,48] gamma beta eps 1e-05 -> y[7,48]\n"
+        "pool mean x[7,48] -> y[2,48]\n"
+        "l2_normalize x[2,48]\n");
     tear_down(&b);
 }
 
@@ -107,6 +114,15 @@ static void ops_are_counted(void) {
     m = fs_measure_read(b.device);
     CHECK_INT(m.ops, 2);
     CHECK_INT(m.multiply_adds, 7 * 144 * 48 + 2 * 7 * 4 * 48);
+    mask.causal = 1; /* rows of 4 tokens see 1, 2, 3, 4 */
+    CHECK_OK(b.ops.attention(&b.step, b.y, b.x, b.x, b.x, 3, &mask));
+    CHECK_INT(fs_measure_read(b.device).multiply_adds - m.multiply_adds, 7 * (4 + 1) * 48);
+    m = fs_measure_read(b.device);
+    const fs_rows others = { .T = 3, .B = 2, .longest = 8 }; /* bounded by their tokens too */
+    mask = (fs_mask){ .scale = 1, .keys = &others };
+    fs_view three = fs_view_rows(b.x, 0, 3);
+    CHECK_OK(b.ops.attention(&b.step, b.y, b.x, three, three, 3, &mask));
+    CHECK_INT(fs_measure_read(b.device).multiply_adds - m.multiply_adds, 2 * 7 * 3 * 48);
 
     fs_arena arena = fs_arena_over((void *)(uintptr_t)4096, 2 * 7 * 48 * 4);
     b.step.arena = &arena;
@@ -137,6 +153,11 @@ static void shapes_that_do_not_fit_are_refused(void) {
     CHECK_FAILS(s->ops->gather(s, b.x, &no_table, 1), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->gather(s, b.x, &no_table, 0), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->attention(s, b.y, b.x, b.x, b.x, 5, &mask), FS_DEVICE, "do not go together");
+    CHECK_FAILS(s->ops->attention(s, b.y, b.x, fewer, fewer, 3, &mask), FS_DEVICE, "do not go together");
+    mask.keys = s->rows;
+    CHECK_FAILS(s->ops->attention(s, b.y, b.x, fewer, fewer, 3, &mask), FS_DEVICE, "do not go together");
+    mask.causal = 1;
+    CHECK_FAILS(s->ops->attention(s, b.y, b.x, b.x, b.x, 3, &mask), FS_DEVICE, "do not go together");
     const fs_norm wrong = { &b.bias, NULL, 1e-5f, NULL };
     CHECK_FAILS(s->ops->layer_norm(s, b.x, b.x, &wrong), FS_DEVICE, "do not go together");
     CHECK_FAILS(s->ops->pool(s, b.x, b.x, FS_POOL_CLS), FS_DEVICE, "do not go together");

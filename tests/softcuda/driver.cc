@@ -51,6 +51,8 @@ static settings read_settings() {
     s.hang = static_cast<int>(number("SOFTCUDA_HANG", -1));
     const char *algorithms = std::getenv("SOFTCUDA_ALGORITHMS");
     s.algorithms = algorithms ? algorithms : "012345";
+    s.connect = static_cast<int>(number("SOFTCUDA_CONNECT", 0));
+    s.fresh = static_cast<int>(number("SOFTCUDA_FRESH", 0xff));
     return s;
 }
 

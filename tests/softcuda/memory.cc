@@ -1,8 +1,8 @@
 /* memory.cc - device memory and pinned memory, as allocations of the host's heap.
  *
- * Each is filled with 0xff and lies between guards that are looked at after every launch; under AddressSanitizer its
- * redzones do that at once. What a copy or fill is given must lie in one live allocation of the right kind and device,
- * when it is enqueued and again when it runs: memory that was freed too early is found. */
+ * Each is filled with 0xff, or what SOFTCUDA_FRESH says, and lies between guards that are looked at after every launch;
+ * under AddressSanitizer its redzones do that at once. What a copy or fill is given must lie in one live allocation of
+ * the right kind and device, when it is enqueued and again when it runs: memory that was freed too early is found. */
 #include "softcuda.h"
 
 #include <cstdio>
@@ -26,7 +26,7 @@ static void *obtain(size_t bytes) {
     unsigned char *at = static_cast<unsigned char *>(all) + guard_bytes;
     std::memset(all, guard_fill, guard_bytes);
     std::memset(at + bytes, guard_fill, guard_bytes);
-    softcuda_poison(at, bytes);
+    std::memset(at, w.set.fresh, bytes);
     return at;
 }
 

@@ -30,7 +30,10 @@ SAME_ATTENTION = "tests/test_ops.py::test_attention_gives_a_sequence_the_same_bi
 IN_16_BITS = "tests/test_ops.py::test_products_in_16_bits[64-64-1-none]"
 WEIGHTS = "tests/test_ops.py::test_weights_can_be_filled_from_any_file[80-17-0-cuda]"
 PINNED = "tests/test_cuda_products.py::test_the_first_good_algorithm_is_taken_or_none[012345-4]"
+CAUSAL = "tests/test_ops.py::test_a_causal_row_has_the_bits_of_a_sequence_that_ends_there[cuda-2-32]"
 CPU = "tests/test_cuda.py::test_agrees_with_the_cpu"
+ENGINE_IN_C = "tests/test_c.py::test_c[test_engine]"
+SLOW_GROUP = "tests/test_cuda_groups.py::test_modes_and_runs_keep_the_bits[two ranks-slow to connect]"
 
 
 class Mutation(NamedTuple):
@@ -111,6 +114,30 @@ MUTATIONS = (
         (SAME_ATTENTION,),
     ),
     Mutation(
+        "attention-causal",
+        f"{KERNELS}/attention.cu",
+        "const int seen = a.causal && row + i + 1 < end ? row + i + 1 : end;",
+        "const int seen = a.causal && row + i + 2 < end ? row + i + 2 : end;",
+        "a causal row weighs the key behind its own",
+        (OPS.format("attention"),),
+    ),
+    Mutation(
+        "attention-unseen",
+        f"{KERNELS}/attention.cu",
+        "if (EACH && key + k >= seen + i) continue;",
+        "if (EACH && key + k > seen + i) continue;",
+        "a causal row adds the value behind its own, times 0",
+        (CAUSAL,),
+    ),
+    Mutation(
+        "attention-keys",
+        f"{KERNELS}/attention.cu",
+        "first_key = a.key_offsets[b]",
+        "first_key = a.offsets[b]",
+        "keys of other rows are taken from where the queries lie",
+        (OPS.format("attention"),),
+    ),
+    Mutation(
         "event-record",
         f"{HOST}/queue.c",
         'return fs_cuda_check(q->device, q->device->cu->event_record(e->event, q->stream), "recording an event");',
@@ -135,6 +162,22 @@ MUTATIONS = (
         (CPU,),
     ),
     Mutation(
+        "carry-record",
+        f"{ENGINE}/step.c",
+        "    return backend->event_record(space->copied, s->queue);\n",
+        "    return FS_OK;\n",
+        "a slot is used again while the next stage still copies from it",
+        (ENGINE_IN_C,),
+    ),
+    Mutation(
+        "connect-wait",
+        f"{HOST}/collectives.c",
+        "        FS_TRY(look(c, &w, rank, &busy));\n        if (!busy) return FS_OK;\n",
+        "        return FS_OK;\n",
+        "parts are added up while the ranks connect and nothing was gathered",
+        (SLOW_GROUP,),
+    ),
+    Mutation(
         "weights-wait",
         f"{HOST}/weights.c",
         'return fs_cuda_check(d, d->cu->stream_synchronize(d->load_stream), "copying weights");',
@@ -153,7 +196,7 @@ MUTATIONS = (
     Mutation(
         "bit-test",
         f"{HOST}/plans.c",
-        "        if (p->usable) FS_TRY(passes(t, p, &p->usable));\n",
+        "        else if (p->usable) FS_TRY(passes(t, p, &p->usable));\n",
         "        (void)passes;\n",
         "cuBLASLt's first algorithm is taken, whose bits depend on the batch",
         (PINNED,),

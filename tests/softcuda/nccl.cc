@@ -2,7 +2,9 @@
  *
  * A collective is one item in a stream of every rank. It can run when all ranks have come to it; whoever runs it first
  * copies for all of them, so no rank can change what another still reads. A rank that never comes leaves the others
- * where they are, as on real devices, until they abort. */
+ * where they are, as on real devices, until they abort. With SOFTCUDA_CONNECT the first collective of a communicator is
+ * enqueued behind the caller's back, while it asks how that is going: what the caller has put into the stream meanwhile
+ * runs before it. */
 #include "softcuda.h"
 
 static world &w = softcuda_world;
@@ -28,12 +30,6 @@ struct group {
     std::map<size_t, std::shared_ptr<collective>> collectives; /* those that some ranks have yet to enqueue */
 };
 
-struct communicator : object {
-    std::shared_ptr<group> in;
-    size_t enqueued = 0;
-    bool aborted = false, asked = false;
-};
-
 /* What one rank brings. It has come when all before it in its stream is done. */
 struct part {
     std::shared_ptr<communicator> by;
@@ -42,6 +38,14 @@ struct part {
     const void *from = nullptr;
     void *to = nullptr;
     size_t bytes = 0;
+};
+
+struct communicator : object {
+    std::shared_ptr<group> in;
+    size_t enqueued = 0;
+    bool aborted = false, asked = false, connected = false;
+    int polls = 0; /* until `first` is enqueued */
+    part first;    /* without `by`, which would be a circle */
 };
 
 struct collective {
@@ -180,13 +184,50 @@ NCCL(ncclCommInitRankConfig, communicator **out, int ranks, unique_id id, int ra
     return IN_PROGRESS;
 }
 
-/* In progress until all ranks have joined, and the first time it is asked. */
+/* Puts a rank's part into the n-th collective of its group. */
+static std::shared_ptr<collective> take_part(const std::shared_ptr<group> &g, size_t n, size_t rank, const part &mine) {
+    std::shared_ptr<collective> &all = g->collectives[n];
+    if (!all) {
+        all = std::make_shared<collective>();
+        all->in = g;
+        all->parts.resize(static_cast<size_t>(g->ranks));
+    }
+    std::shared_ptr<collective> found = all;
+    found->parts[rank] = mine;
+    for (const part &p : found->parts) {
+        if (!p.of) return found;
+    }
+    g->collectives.erase(n);
+    return found;
+}
+
+/* A collective with a rank that never comes: the stream stays there until its communicator is aborted. */
+static int hang(call &c, const std::shared_ptr<communicator> &comm, const std::shared_ptr<stream> &s) {
+    item stuck;
+    stuck.with = std::make_shared<collective>();
+    stuck.with->parts = { { comm, s, s->enqueued, nullptr, nullptr, 0 }, {} };
+    return softcuda_put(c, s, std::move(stuck)) ? UNHANDLED_CUDA_ERROR : SUCCESS;
+}
+
+static int enqueue(call &c, const std::shared_ptr<communicator> &comm, part mine) {
+    std::shared_ptr<stream> s = mine.of;
+    size_t rank = 0;
+    while (comm->in->members[rank].lock() != comm) rank++;
+    mine.by = comm, mine.before = s->enqueued;
+    item work;
+    work.with = take_part(comm->in, comm->enqueued++, rank, mine);
+    if (softcuda_put(c, s, std::move(work))) return UNHANDLED_CUDA_ERROR;
+    return static_cast<int>(rank) == w.set.hang ? hang(c, comm, s) : SUCCESS;
+}
+
+/* In progress until all ranks have joined, the first time it is asked, and while the first collective connects. */
 NCCL(ncclCommGetAsyncError, const communicator *handle, int *out) {
     ENTER_NCCL(NEEDS_INIT);
     std::shared_ptr<communicator> comm = softcuda_find<communicator>(handle);
     if (!comm) return c.refuse(INVALID_ARGUMENT, "%p is no communicator", static_cast<const void *>(handle));
-    bool busy = comm->in->joined < comm->in->ranks || !comm->asked;
+    bool busy = comm->in->joined < comm->in->ranks || !comm->asked || comm->polls;
     comm->asked = true;
+    if (comm->polls && --comm->polls == 0 && enqueue(c, comm, std::move(comm->first))) return UNHANDLED_CUDA_ERROR;
     *out = comm->in->disagreed ? INVALID_USAGE : busy ? IN_PROGRESS : SUCCESS;
     return SUCCESS;
 }
@@ -221,31 +262,6 @@ static bool usable(const device *d, const void *at, size_t bytes) {
     return softcuda_inside(d->memory, reinterpret_cast<uintptr_t>(at), bytes);
 }
 
-/* Puts a rank's part into the n-th collective of its group. */
-static std::shared_ptr<collective> take_part(const std::shared_ptr<group> &g, size_t n, size_t rank, const part &mine) {
-    std::shared_ptr<collective> &all = g->collectives[n];
-    if (!all) {
-        all = std::make_shared<collective>();
-        all->in = g;
-        all->parts.resize(static_cast<size_t>(g->ranks));
-    }
-    std::shared_ptr<collective> found = all;
-    found->parts[rank] = mine;
-    for (const part &p : found->parts) {
-        if (!p.of) return found;
-    }
-    g->collectives.erase(n);
-    return found;
-}
-
-/* A collective with a rank that never comes: the stream stays there until its communicator is aborted. */
-static int hang(call &c, const std::shared_ptr<communicator> &comm, const std::shared_ptr<stream> &s) {
-    item stuck;
-    stuck.with = std::make_shared<collective>();
-    stuck.with->parts = { { comm, s, s->enqueued, nullptr, nullptr, 0 }, {} };
-    return softcuda_put(c, s, std::move(stuck)) ? UNHANDLED_CUDA_ERROR : SUCCESS;
-}
-
 NCCL(ncclAllGather, const void *from, void *to, size_t count, int type, const communicator *handle, const void *on) {
     ENTER_NCCL(NEEDS_CONTEXT);
     std::shared_ptr<communicator> comm = softcuda_find<communicator>(handle);
@@ -261,10 +277,11 @@ NCCL(ncclAllGather, const void *from, void *to, size_t count, int type, const co
         return c.refuse(INVALID_ARGUMENT, "ncclAllGather: %zu bytes, and %zu, are not in memory of device %d", bytes,
                         all, c.current->ordinal);
     }
-    size_t rank = 0;
-    while (g.members[rank].lock() != comm) rank++;
-    item mine;
-    mine.with = take_part(comm->in, comm->enqueued++, rank, { comm, s, s->enqueued, from, to, bytes });
-    if (softcuda_put(c, s, std::move(mine))) return UNHANDLED_CUDA_ERROR;
-    return static_cast<int>(rank) == w.set.hang ? hang(c, comm, s) : SUCCESS;
+    if (comm->polls) return c.refuse(INVALID_USAGE, "ncclAllGather while the first one is in progress");
+    part mine = { nullptr, s, 0, from, to, bytes };
+    if (w.set.connect > 0 && !comm->connected) {
+        comm->connected = true, comm->polls = w.set.connect, comm->first = mine;
+        return IN_PROGRESS;
+    }
+    return enqueue(c, comm, mine);
 }

@@ -141,6 +141,42 @@ TEST(a_waiting_thread_goes_on_when_the_last_rank_has_enqueued) {
     SAME(p.d[0].peek(p.all[0] + 4), 2);
 }
 
+TEST(a_first_gather_is_enqueued_when_it_was_asked_for) {
+    for (const char *defer : { "SOFTCUDA_DEFER=1", "SOFTCUDA_DEFER=0" }) {
+        settings({ defer, "SOFTCUDA_CONNECT=3" });
+        {
+            pair p;
+            for (int r = 0; r < 2; r++) SAME(p.gather(r), IN_PROGRESS);
+            SAME(p.gather(0), INVALID_USAGE);
+            p.enter(1);
+            SAME(cuMemsetD32Async(p.mine[1], 0x40400000, 1, p.d[1].stream), 0); /* runs before the gather */
+            for (int r = 0; r < 2; r++) {
+                for (int i = 0; i < 4; i++) {
+                    int error = 0;
+                    SAME(ncclCommGetAsyncError(p.comm[r], &error), 0);
+                    SAME(error, i < 3 ? IN_PROGRESS : 0);
+                }
+            }
+            for (int r = 0; r < 2; r++) {
+                p.enter(r);
+                SAME(cuStreamSynchronize(p.d[r].stream), 0);
+                SAME(p.d[r].peek(p.all[r]), 1);
+                SAME(p.d[r].peek(p.all[r] + 4), 3);
+            }
+            for (int r = 0; r < 2; r++) SAME(p.gather(r), 0); /* connected */
+        }
+        SAME(softcuda_live(), 0);
+        {
+            pair p; /* given up in between */
+            SAME(p.gather(0), IN_PROGRESS);
+            SAME(ncclCommAbort(p.comm[0]), 0);
+            p.comm[0] = nullptr;
+            SAME(cuStreamSynchronize(p.d[0].stream), 0);
+        }
+        SAME(softcuda_live(), 0);
+    }
+}
+
 TEST(a_hanging_rank_gathers_and_stays) {
     settings({ "SOFTCUDA_HANG=1" });
     pair p;

@@ -147,7 +147,9 @@ struct settings {
     int lose_device;
     long long lose_at;
     int lose_code;
-    int hang; /* a rank of a communicator, or -1 */
+    int hang;    /* a rank of a communicator, or -1 */
+    int connect; /* how often a communicator is asked before its first collective is enqueued */
+    int fresh;   /* what each byte of new memory holds */
     std::string algorithms; /* of products, in the order they are offered: cublaslt.cc */
 };
 

@@ -20,14 +20,18 @@ typedef struct {
     fs_activation activation;
 } fs_product;
 
-/* One head of one sequence: y, q, k, v point at its first token and column. */
+/* One head of one sequence: y and q point at its first row and column, k and v at the first of its keys. */
 typedef struct {
     float *y;
     const float *q, *k, *v;
     int64_t y_stride, q_stride, k_stride, v_stride;
-    int64_t tokens, head_width;
+    int64_t keys, head_width;
     float scale;
+    int causal; /* row i sees keys 0 ... i */
 } fs_head;
+
+/* Query rows that attention packs its keys for. */
+#define FS_QUERIES 128
 
 typedef struct {
     const char *name;
@@ -40,7 +44,8 @@ typedef struct {
                  int64_t stride);
     /* Rows [row, row + rows) x panels [panel, panel + panels) of y; all of K. */
     void (*product)(const fs_product *p, int64_t row, int64_t rows, int64_t panel, int64_t panels, float *scratch);
-    /* Query rows [row, row + rows) of the head; head_width <= FS_HEAD_WIDTH. */
+    /* Query rows [row, row + rows) of the head, at most FS_QUERIES from a multiple of it on; head_width <=
+     * FS_HEAD_WIDTH. */
     void (*attend)(const fs_head *h, int64_t row, int64_t rows, float *scratch);
     /* One row of D floats each; y may be any of the inputs. */
     void (*norm)(float *y, const float *x, const float *gamma, const float *beta, int64_t D, float eps);

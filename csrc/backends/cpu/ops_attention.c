@@ -1,21 +1,22 @@
 /* ops_attention.c - attention over rows, cut into (64 tokens, some heads).
  *
  *   tokens   0         64        128       192         a chunk does the query blocks that BEGIN in its tokens;
- *   rows     |--a--|-b-|----c----+----|-d-|----...     a sequence's blocks begin every QUERIES tokens from its start
+ *   rows     |--a--|-b-|----c----+----|-d-|----...     a sequence's blocks begin every FS_QUERIES tokens from its start
  *
  * So a short sequence is done whole, its keys packed once, and a long one by several chunks. A query row's bits
  * depend on neither border. */
 #include "backends/cpu/ops_inside.h"
 
-enum { TOKENS = 64, QUERIES = 128, CHUNKS_A_THREAD = 12 };
+enum { TOKENS = 64, CHUNKS_A_THREAD = 12 };
 
 typedef struct {
     float *y;
     const float *q, *k, *v;
     int64_t y_stride, q_stride, k_stride, v_stride;
-    const int32_t *offsets;
-    int64_t T, B, longest;
-    int heads, width;
+    const int32_t *offsets, *key_offsets;
+    int64_t T, B;
+    int64_t most_keys; /* of a row */
+    int heads, width, causal;
     float scale;
 } attention;
 
@@ -38,21 +39,22 @@ static int64_t sequence_at(const attention *a, int64_t t) {
 
 static void run_head(fs_cpu_device *d, const attention *a, int64_t first, int64_t end, int64_t column, float *scratch) {
     for (int64_t b = sequence_at(a, first); b < a->B && a->offsets[b] < end; b++) {
-        int64_t start = a->offsets[b], tokens = a->offsets[b + 1] - start;
-        int64_t row = start < first ? (first - start + QUERIES - 1) / QUERIES * QUERIES : 0;
+        int64_t start = a->offsets[b], tokens = a->offsets[b + 1] - start, key = a->key_offsets[b];
+        int64_t row = start < first ? (first - start + FS_QUERIES - 1) / FS_QUERIES * FS_QUERIES : 0;
         fs_head h = { .y = a->y + start * a->y_stride + column,
                       .q = a->q + start * a->q_stride + column,
-                      .k = a->k + start * a->k_stride + column,
-                      .v = a->v + start * a->v_stride + column,
+                      .k = a->k + key * a->k_stride + column,
+                      .v = a->v + key * a->v_stride + column,
                       .y_stride = a->y_stride,
                       .q_stride = a->q_stride,
                       .k_stride = a->k_stride,
                       .v_stride = a->v_stride,
-                      .tokens = tokens,
+                      .keys = a->key_offsets[b + 1] - key,
                       .head_width = a->width,
-                      .scale = a->scale };
-        for (; row < tokens && start + row < end; row += QUERIES)
-            d->kernels->attend(&h, row, tokens - row < QUERIES ? tokens - row : QUERIES, scratch);
+                      .scale = a->scale,
+                      .causal = a->causal };
+        for (; row < tokens && start + row < end; row += FS_QUERIES)
+            d->kernels->attend(&h, row, tokens - row < FS_QUERIES ? tokens - row : FS_QUERIES, scratch);
     }
 }
 
@@ -67,21 +69,22 @@ static void run_chunk(void *made, int64_t chunk, int thread) {
 static fs_status run_attention(fs_cpu_device *d, const void *args) {
     const attention *a = args;
     /* As many heads to a chunk as leaves enough chunks: while one is done, the rows of the next come nearer. */
-    int64_t keys = a->longest < a->T ? a->longest : a->T, blocks = (a->T + TOKENS - 1) / TOKENS;
+    int64_t blocks = (a->T + TOKENS - 1) / TOKENS;
     int64_t cuts = (CHUNKS_A_THREAD * (int64_t)fs_pool_threads(d->pool) + blocks - 1) / blocks;
     context c = { .device = d, .a = a, .head_cuts = cuts < a->heads ? cuts : a->heads };
-    fs_cpu_share(d, run_chunk, &c, blocks * c.head_cuts, 2 * a->T * keys * a->heads * a->width);
+    fs_cpu_share(d, run_chunk, &c, blocks * c.head_cuts, 2 * a->T * a->most_keys * a->heads * a->width);
     return FS_OK;
 }
 
 fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
-    if (!fs_fits_attention(s, y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
+    if (!fs_fits_attention(s, y, q, k, v, heads, mask)) return fs_misfit(s, "attention", q, y);
     if (y.cols / heads > FS_HEAD_WIDTH)
         return fs_fail(FS_CONFIG,
                        "%s: heads of %lld numbers are wider than the %d that attention is made for; "
                        "use a checkpoint with narrower heads",
                        s->device->name, (long long)(y.cols / heads), FS_HEAD_WIDTH);
     if (y.rows == 0) return FS_OK;
+    const fs_rows *keys = mask->keys ? mask->keys : s->rows;
     attention a = { .y = y.at,
                     .q = q.at,
                     .k = k.at,
@@ -91,11 +94,13 @@ fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view 
                     .k_stride = k.stride,
                     .v_stride = v.stride,
                     .offsets = s->rows->offsets,
+                    .key_offsets = keys->offsets,
                     .T = y.rows,
                     .B = s->rows->B,
-                    .longest = s->rows->longest,
+                    .most_keys = keys->longest < k.rows ? keys->longest : k.rows,
                     .heads = heads,
                     .width = (int)(y.cols / heads),
+                    .causal = mask->causal,
                     .scale = mask->scale };
     return fs_cpu_enqueue(s->queue, run_attention, &a, sizeof a);
 }

@@ -4,7 +4,7 @@
 enum { QUERIES = 64, QUERIES_128 = 32, WIDEST = 128 }; /* of a block: attention.cu */
 
 fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
-    if (!fs_fits_attention(s, y, q, k, v, heads)) return fs_misfit(s, "attention", q, y);
+    if (!fs_fits_attention(s, y, q, k, v, heads, mask)) return fs_misfit(s, "attention", q, y);
     const int width = (int)(y.cols / heads);
     if (width > WIDEST)
         return fs_fail(FS_CONFIG,
@@ -17,6 +17,7 @@ fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v,
                                   .k = k.at,
                                   .v = v.at,
                                   .offsets = s->rows->offsets,
+                                  .key_offsets = (mask->keys ? mask->keys : s->rows)->offsets,
                                   .y_stride = y.stride,
                                   .q_stride = q.stride,
                                   .k_stride = k.stride,
@@ -26,6 +27,7 @@ fs_status fs_cuda_attend(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v,
                                   .heads = heads,
                                   .width = width,
                                   .scale = mask->scale,
+                                  .causal = mask->causal,
                                   .type = q.dtype,
                                   .y_type = y.dtype };
     const fs_cuda_kernel kernel = width <= 32   ? FS_CUDA_fs_attention_32_kernel

@@ -6,6 +6,7 @@
  * [rows,cols], then :type where it is not fp32, /stride where it is not cols; N, K of a weight; what an op is not given
  * is not mentioned. Shapes that do not go together fail here, before a real device would read past an end. */
 #include "backends/measure/measure.h"
+#include "backends/shapes.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -151,10 +152,13 @@ static fs_status attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view 
     add_input(&e, "v", &v);
     add_text(&e, " heads %d scale %g B %lld longest %lld", heads, (double)mask->scale, (long long)s->rows->B,
              (long long)s->rows->longest);
-    /* every token with every one of its sequence, once for the scores and once for the values */
-    e.figures.multiply_adds = 2 * q.rows * (s->rows->longest < k.rows ? s->rows->longest : k.rows) * q.cols;
-    expect(&e, heads > 0 && q.cols % (heads > 0 ? heads : 1) == 0);
-    expect(&e, k.rows == v.rows && k.cols == q.cols && v.cols == y.cols && q.rows == y.rows && q.cols == y.cols);
+    if (mask->causal) add_text(&e, " causal");
+    if (mask->keys) add_text(&e, " cross longest %lld", (long long)mask->keys->longest);
+    /* Each row with each key of the longest sequence, once for the scores and once for the values; causal rows 1, 2 ...
+     * n of a sequence with (n + 1) / 2 of them on average. No batch takes more. */
+    int64_t longest = mask->keys ? mask->keys->longest : s->rows->longest, keys = longest < k.rows ? longest : k.rows;
+    e.figures.multiply_adds = q.rows * (mask->causal ? keys + 1 : 2 * keys) * q.cols;
+    expect(&e, fs_fits_attention(s, y, q, k, v, heads, mask));
     return finish(s, &e, &y);
 }
 

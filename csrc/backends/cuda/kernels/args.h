@@ -39,11 +39,12 @@ typedef struct {
     int x_type, w_type, y_type, residual_type;
 } fs_cuda_product;
 
-/* ops.h attention over rows: heads of `width` numbers side by side. causal: key j only for j <= i. */
+/* ops.h attention over rows: heads of `width` numbers side by side. causal: key j only for j <= i; both offsets are the
+ * same ones then. */
 typedef struct {
     void *y;
     const void *q, *k, *v;
-    const int *offsets; /* [B + 1] */
+    const int *offsets, *key_offsets; /* [B + 1]: of q and y; of k and v */
     long long y_stride, q_stride, k_stride, v_stride;
     int B, longest, heads, width;
     float scale;

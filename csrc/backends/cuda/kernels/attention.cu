@@ -18,8 +18,9 @@
  * Scores are in units of log2, scaled by c = scale * log2(e). LANES neighbouring lanes share their rows: they exchange
  * maxima and sums by shuffles, and p through shared memory. Narrower heads are padded with zeros. A warp whose rows are
  * past the end only helps to load. All is computed in fp32, whatever the type. A row meets the same tiles in the same
- * order wherever its block is, so its bits depend on its sequence alone; tiles that no row of a block may see (causal)
- * are left out, which changes nothing: they would multiply by 1 and add 0.
+ * order wherever its block is, so its bits depend on its sequence alone. Causal: tiles that no row of a block sees are
+ * left out, and in those that rows see to different ends each row adds up what it sees and no more, so that
+ * nothing is felt of later keys, and what a block begins with changes nothing. A sequence without keys gives 0.
  *
  * Bound: 2 E multiply-adds for each row, head and key. Where s is made a thread reads 3 (E = 32), 4 (64) or 6 (128)
  * fours of shared memory for 32 of them. Not yet measured on a GPU. To try there: mma for 16-bit types; several
@@ -146,9 +147,11 @@ FS_DEVICE void fs_attention_row(fs_attention_sums<Tile> &sums, Tile &tile, const
     }
 }
 
-/* y += p . v over the first `keys` keys; those up to the next multiple of four have p = 0 and v = 0. */
-template <typename Tile>
-FS_DEVICE void fs_attention_mix(fs_attention_sums<Tile> &sums, const Tile &tile, fs_attention_place at, int keys) {
+/* y += p . v over the first `keys` keys; those up to the next multiple of four have p = 0 and v = 0. EACH: the thread's
+ * i-th row takes the first `seen` + i only. */
+template <bool EACH, typename Tile>
+FS_DEVICE void fs_attention_mix(fs_attention_sums<Tile> &sums, const Tile &tile, fs_attention_place at, int keys,
+                                int seen) {
     FS_UNROLL_BY(2)
     for (int key = 0; key < keys; key += 4) {
         fs_quad p[Tile::ROWS];
@@ -161,6 +164,7 @@ FS_DEVICE void fs_attention_mix(fs_attention_sums<Tile> &sums, const Tile &tile,
                 const fs_quad v = tile.kv[key + k][at.lane + e * Tile::LANES];
                 FS_UNROLL
                 for (int i = 0; i < Tile::ROWS; i++) {
+                    if (EACH && key + k >= seen + i) continue;
                     FS_UNROLL
                     for (int n = 0; n < 4; n++) sums.y[i][e].v[n] = fs_fma(p[i].v[k], v.v[n], sums.y[i][e].v[n]);
                 }
@@ -180,7 +184,7 @@ FS_DEVICE void fs_attention_write(const fs_cuda_attention &a, fs_attention_sums<
         float l = sums.l[i];
         FS_UNROLL
         for (int mask = Tile::LANES / 2; mask > 0; mask /= 2) l += fs_shuffle_xor(l, mask);
-        const float by = fs_div(1.0f, l);
+        const float by = l == 0.0f ? 0.0f : fs_div(1.0f, l);
         FS_UNROLL
         for (int e = 0; e < Tile::OUT; e++) {
             FS_UNROLL
@@ -202,15 +206,16 @@ FS_DEVICE void fs_attention_write(const fs_cuda_attention &a, fs_attention_sums<
 template <typename Tile> FS_DEVICE void fs_attention(const fs_cuda_attention &a, Tile &tile) {
     const int blocks = (a.longest + Tile::QUERIES - 1) / Tile::QUERIES, b = (int)blockIdx.x / blocks;
     const int first = a.offsets[b], tokens = a.offsets[b + 1] - first;
+    const int first_key = a.key_offsets[b], all_keys = a.key_offsets[b + 1] - first_key;
     const int first_query = (int)blockIdx.x % blocks * Tile::QUERIES;
     if (first_query >= tokens) return;
     const fs_side q = fs_head_side<Tile>(a, a.q, a.q_stride, first, tokens);
-    const fs_side k = fs_head_side<Tile>(a, a.k, a.k_stride, first, tokens);
-    const fs_side v = fs_head_side<Tile>(a, a.v, a.v_stride, first, tokens);
+    const fs_side k = fs_head_side<Tile>(a, a.k, a.k_stride, first_key, all_keys);
+    const fs_side v = fs_head_side<Tile>(a, a.v, a.v_stride, first_key, all_keys);
     const fs_attention_place at = { fs_thread() / Tile::LANES * Tile::ROWS, fs_thread() % Tile::LANES };
     const bool busy = first_query + fs_thread() / 32 * (32 / Tile::LANES * Tile::ROWS) < tokens;
     const int row = first_query + at.row, past = first_query + Tile::QUERIES; /* in the sequence */
-    const int end = a.causal && past < tokens ? past : tokens;
+    const int end = a.causal && past < all_keys ? past : all_keys;
     const float c = a.scale * 1.44269504089f;
 
     fs_attention_sums<Tile> sums = {};
@@ -230,6 +235,7 @@ template <typename Tile> FS_DEVICE void fs_attention(const fs_cuda_attention &a,
         }
         if (step < 0) {
             fs_queries_load(tile, q, first_query);
+            if (steps == 0) FS_SYNC(); /* y goes where q was */
             continue;
         }
         const int key = step / 2 * Tile::KEYS, keys = end - key < Tile::KEYS ? end - key : (int)Tile::KEYS;
@@ -241,8 +247,10 @@ template <typename Tile> FS_DEVICE void fs_attention(const fs_cuda_attention &a,
                 const int seen = a.causal && row + i + 1 < end ? row + i + 1 : end;
                 fs_attention_row(sums, tile, s[i], i, at, seen - key, c);
             }
+        } else if (busy && a.causal && row + 1 < key + keys) {
+            fs_attention_mix<true>(sums, tile, at, keys, row + 1 - key);
         } else if (busy) {
-            fs_attention_mix(sums, tile, at, keys);
+            fs_attention_mix<false>(sums, tile, at, keys, keys);
         }
         FS_SYNC(); /* what landed was read */
     }
