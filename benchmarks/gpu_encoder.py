@@ -107,7 +107,7 @@ class Firesteel:
     def __init__(self, folder: str, precision: str, compiled: bool):
         import firesteel
 
-        self.engine = firesteel.Engine(folder, devices="cuda", dtype=precision)
+        self.engine = firesteel.Engine(folder, devices="cuda:0", dtype=precision)
 
     def prepare(self, rows: list) -> str:
         self.embed(rows)

@@ -281,7 +281,9 @@ def test_ctrl_c_gives_130_and_leaves_no_file(tmp_path, model):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["demo", "--help"], ["doctor", "--help"], ["run", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["demo", "--help"], ["doctor", "--help"], ["plan", "--help"], ["run", "--help"]],
+    ids=" ".join,
 )
 def test_help_documents_the_exit_codes(arguments, capsys):
     code, said, _ = command(*arguments, capsys=capsys)

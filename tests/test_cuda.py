@@ -31,6 +31,9 @@ PLANS = {
     "streamed, a window of two": (("cuda:0",), ((0, 3, (0,), 2),)),
     "streamed behind a cut": (("cuda:0", "cuda:1"), ((0, 1, (0,)), (1, 3, (1,), 1))),
     "there and back": (("cuda:0", "cuda:1"), ((0, 1, (1,)), (1, 2, (0,)), (2, 3, (1,)))),
+    "all GPUs": (("cuda",), None),
+    "two replicas": (("cuda:0", "cuda:1"), "replicate"),
+    "two stages": (("cuda:1", "cuda:0"), "split"),
 }
 CPU = {"cpu": (("cpu",), None)}
 MODES = {
@@ -55,8 +58,9 @@ def compute(folder: str, to: str, *plans: str) -> None:
     results = {}
     for name in plans:
         devices, plan = (PLANS | CPU)[name]
+        how = {"parallel": plan} if isinstance(plan, str) else {"plan": plan}
         engine = _core.Engine(
-            config=checkpoint.config, tensors=checkpoint.tensors, files=checkpoint.files, devices=devices, plan=plan
+            config=checkpoint.config, tensors=checkpoint.tensors, files=checkpoint.files, devices=devices, **how
         )
         width = engine.settings["width"]
         states = np.full((len(ids), width), np.nan, dtype=np.float32)
@@ -168,17 +172,25 @@ def test_a_row_gets_the_same_bits_alone_and_in_any_batch(run, folder, products):
     assert ran.returncode == 0, ran.stderr
 
 
-def test_auto_takes_the_gpu(run, folder):
-    code = "import sys, firesteel; print(firesteel.Engine(sys.argv[1]).numerics)"
-    ran = run(code, folder)
-    assert ran.returncode == 0 and ran.stdout.startswith("cuda sm_"), (ran.stdout, ran.stderr)
+AUTO = """
+import sys, firesteel
+engine = firesteel.Engine(sys.argv[1])
+print(engine.numerics, *(device.name for device in engine.placement.devices), sep=",")
+"""
+
+
+def test_auto_takes_all_gpus(run, folder):
+    ran = run(AUTO, folder)
+    numerics, *names = ran.stdout.strip().split(",")
+    assert ran.returncode == 0 and numerics.startswith("cuda sm_"), (ran.stdout, ran.stderr)
+    assert names == [f"cuda:{i}" for i in range(gpus() if REAL else 2)]
 
 
 TYPES = """
 import sys, numpy as np, firesteel, tiny
 rows = tiny.rows(3, (1, 2, 7, 16, 33, 64, 64))
 exact = firesteel.Engine(sys.argv[1], devices="cpu").embed(rows, normalize=True)
-engine = firesteel.Engine(sys.argv[1], devices="cuda", dtype=sys.argv[2])
+engine = firesteel.Engine(sys.argv[1], devices="cuda:0", dtype=sys.argv[2])
 found = engine.embed(rows, normalize=True)
 alone = np.concatenate([engine.embed(rows[i : i + 1], normalize=True) for i in range(len(rows))])
 assert (alone.view("u4") == found.view("u4")).all(), "a row alone has other bits"
@@ -251,7 +263,7 @@ def test_what_cannot_be_opened_says_why(run, folder, devices, options, environme
 ROOM = """
 import sys, firesteel, tiny
 rows = tiny.rows(7, tuple(range(1, 33)))
-engine = firesteel.Engine(sys.argv[1], devices="cuda")
+engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
 print(engine.embed(rows).tobytes().hex())
 """
 
@@ -291,7 +303,7 @@ from softcuda.faults import every_call
 rows = [[1, 2, 3], [4], [5, 6, 7, 8]]
 
 def whole():
-    engine = firesteel.Engine(sys.argv[1], devices="cuda")
+    engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
     engine.embed(rows)
     engine.close()
 

@@ -384,7 +384,7 @@ def test_what_an_engine_says_about_itself(engine, folder):
     settings = engine.settings
     assert settings["folder"] == str(folder) and settings["pooling"] == ["mean"] and settings["normalize"] is True
     assert settings["prompts"] == {"query": "date: ", "empty": ""}
-    assert engine.placement["devices"] == ["cpu:0"]
+    assert [device.name for device in engine.placement.devices] == ["cpu:0"]
     assert engine.numerics.startswith("cpu ") and engine.numerics.endswith("fp32")
     before = engine.stats()["rows"]
     engine.embed(TEXTS)

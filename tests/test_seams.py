@@ -35,6 +35,25 @@ TENSOR = {
     "one block of two shards": (("cpu:0", "cpu:1"), ((0, 1, (0,)), (1, 2, (0, 1)), (2, 3, (1,)))),
     "shards and cuts": (("cpu:0", "cpu:1"), ((0, 1, (0, 1)), (1, 3, (1, 0)))),
 }
+# name -> (devices, parallel)
+FOUR = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
+PLACED = {
+    "two by auto": (FOUR[:2], "auto"),
+    "two replicas": (FOUR[:2], "replicate"),
+    "four replicas": (FOUR, "replicate"),
+    "two stages": (FOUR[:2], "split"),
+    "three stages": (FOUR[:3], "split"),
+    "two replicas of two stages": (FOUR, "replicate=2,split=2"),
+    "two replicas by hand": (FOUR[:2], ((0, 3, (1,)), (0, 1, (0,)), (1, 3, (1,)))),
+}
+PLACED_TENSOR = {
+    "two ranks": (FOUR[:2], "tensor"),
+    "four ranks": (FOUR, "tensor"),
+    "two replicas of two ranks": (FOUR, "replicate=2,tensor=2"),
+    "two stages of two ranks": (FOUR, "split=2,tensor=2"),
+}
+SPLIT |= PLACED
+TENSOR |= PLACED_TENSOR
 MODES = {
     "plain": {},
     "delayed": {"FIRESTEEL_TEST_DELAY": "1"},
@@ -58,8 +77,9 @@ def compute(folder: str, to: str) -> None:
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
     results = {}
     for name, (devices, plan) in (SPLIT | TENSOR).items():
+        how = {"parallel": plan} if isinstance(plan, str) else {"plan": plan}
         engine = _core.Engine(
-            config=checkpoint.config, tensors=checkpoint.tensors, files=checkpoint.files, devices=devices, plan=plan
+            config=checkpoint.config, tensors=checkpoint.tensors, files=checkpoint.files, devices=devices, **how
         )
         width = engine.settings["width"]
         states = np.full((len(ids), width), np.nan, dtype=np.float32)

@@ -30,12 +30,13 @@ typedef struct {
     int threads;          /* CPU: threads of this device; 0: its part of the host's cores */
     size_t max_memory;    /* bytes; 0: what the device has */
     const char *path;     /* kernel path by name; NULL or "": the best there is */
+    int outline; /* only what is known without opening it: name, limit, computes, weight_bytes; close it like others */
 } fs_device_options;
 
 /* The head of every backend's device struct. */
 typedef struct {
     const fs_backend *backend;
-    char name[32];     /* "cpu:0" */
+    char name[32]; /* "cpu:0" */
     char numerics[96]; /* what decides the bits here, but for the type: "cpu avx2" */
     fs_budget budget;
 } fs_device;
@@ -63,12 +64,13 @@ typedef struct {
 
 struct fs_backend {
     const char *name;
-    int in_host_memory; /* device memory is the host's: every device of the backend can read what another holds */
     const fs_ops *ops;
     /* The largest step is run once over this table behind loading and before the first batch, by the thread that will
      * enqueue and on the queue and memory of a real one: here an op makes what it needs and may not make later. It may
      * allocate and wait; what it leaves in the memory is nobody's. NULL: nothing is to be made. */
     const fs_ops *prepare;
+    int enough_tokens; /* a batch of so many runs about as fast, token for token, as a larger one */
+    int one_memory; /* the host's: what one device holds, any other can compute with, once it was loaded */
 
     /* Devices there are, found without opening one. */
     int (*count)(void);

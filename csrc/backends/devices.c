@@ -51,6 +51,17 @@ static fs_status resolve_one(const char *name, int n, fs_device_choice *out) {
     return FS_OK;
 }
 
+/* "cuda" alone: all GPUs. Where there is none, opening the first one says what was tried. */
+static void all_gpus(fs_device_choice *out, int *count) {
+    int found = fs_cuda_backend.count();
+    *count = found < 1 ? 1 : found < FS_DEVICES_MAX ? found : FS_DEVICES_MAX;
+    for (int i = 0; i < *count; i++) {
+        out[i] = out[0];
+        out[i].options.index = i;
+        out[i].options.of = *count;
+    }
+}
+
 fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
                              int *count) {
     const char *best = fs_cuda_backend.count() > 0 ? "cuda" : "cpu";
@@ -58,8 +69,8 @@ fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_op
         return fs_fail(FS_CONFIG, "devices names %d devices; name 1 to %d, or \"auto\"", n, FS_DEVICES_MAX);
     for (int i = 0; i < n; i++) {
         int is_auto = !strcmp(names[i], "auto");
-        if (is_auto && n > 1)
-            return fs_fail(FS_CONFIG, "devices: \"auto\" stands alone; here it is one of %d names", n);
+        if (n > 1 && (is_auto || !strcmp(names[i], "cuda")))
+            return fs_fail(FS_CONFIG, "devices: \"%s\" stands alone; here it is one of %d names", names[i], n);
         out[i].options = *common;
         FS_TRY(resolve_one(is_auto ? best : names[i], n, &out[i]));
         if (out[i].backend != out[0].backend)
@@ -73,5 +84,6 @@ fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_op
         if (common->threads) out[i].options.threads = part(common->threads, out[i].options.index, n);
     }
     *count = n;
+    if (!strcmp(names[0], "cuda") || (!strcmp(names[0], "auto") && !strcmp(best, "cuda"))) all_gpus(out, count);
     return FS_OK;
 }

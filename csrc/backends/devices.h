@@ -1,9 +1,9 @@
 /* devices.h - what the user writes for devices=, as backends and how to open them.
  *
- *   "auto"                   the first GPU where there is one, else "cpu"; never the CPU because a GPU would not open
+ *   "auto"                   as "cuda" where there is a GPU, else "cpu"; never the CPU because a GPU would not open
  *   "cpu"                    all of this process's cores as one device
  *   "cpu:0", "cpu:1", ...    the cores cut into as many devices as are named; the numbers run from 0 without a gap
- *   "cuda"                   the first GPU
+ *   "cuda"                   all GPUs of this process
  *   "cuda:0", "cuda:1", ...  GPUs as the driver numbers them, in any choice and order
  *
  * Opens no device. "auto" looks for device files (fs_backend.count); the rest is pure but for the text of an error. */

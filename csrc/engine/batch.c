@@ -13,6 +13,7 @@
  *           count                          count   later                  count  later */
 #include "engine/internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 fs_work fs_works_take(fs_works *w) {
@@ -28,7 +29,8 @@ fs_replica *fs_replica_with_room(fs_engine *e) {
     fs_replica *best = NULL;
     for (int i = 0; i < e->replica_count; i++) {
         fs_replica *r = &e->replicas[i];
-        if (!STAILQ_EMPTY(&r->free) && r->stages[0].free_count > (best ? best->stages[0].free_count : 0)) best = r;
+        if (!r->broken && !STAILQ_EMPTY(&r->free) && r->stages[0].free_count > (best ? best->stages[0].free_count : 0))
+            best = r;
     }
     return best;
 }
@@ -180,16 +182,28 @@ static void land_all(fs_engine *e, fs_batch *b, int no_room) {
     }
 }
 
-/* The device's queue keeps its failure, so nothing that comes after can succeed. */
+/* No replica is left. */
 static void break_engine(fs_engine *e, const fs_error *error) {
-    if (e->broken.status != FS_OK) return;
     e->broken = *error;
+    size_t used = strlen(e->broken.text);
+    snprintf(e->broken.text + used, sizeof e->broken.text - used,
+             "; it held the engine's %s replica, open another engine", e->replica_count > 1 ? "last" : "only");
     fs_job *j, *next;
     for (j = TAILQ_FIRST(&e->live); j; j = next) {
         next = TAILQ_NEXT(j, live_link);
         fs_job_fail(j, error);
     }
     pthread_cond_broadcast(&e->room);
+}
+
+/* A device's queue keeps its failure, so nothing that comes after can succeed there: the replica gets no more batches,
+ * and those that are on their way fail like this one. */
+static void take_out(fs_engine *e, fs_replica *r, const fs_error *error) {
+    if (r->broken) return;
+    r->broken = 1;
+    e->stats.replicas--;
+    e->stats.failed_replicas++;
+    if (e->stats.replicas == 0) break_engine(e, error);
 }
 
 /* Results, or the failure, to the jobs; without room, an error to the one row. Of a batch that broke its device, the rows
@@ -203,7 +217,7 @@ static void land_rows(fs_engine *e, fs_batch *b, int no_room) {
         pthread_mutex_lock(&e->lock);
     }
     land_all(e, b, no_room);
-    if (b->broken) break_engine(e, &b->error);
+    if (b->broken) take_out(e, b->replica, &b->error);
 }
 
 void fs_batch_part_done(fs_batch *b, fs_part *part, fs_slot *slot) {

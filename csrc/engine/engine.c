@@ -34,26 +34,9 @@ static fs_status choose_load_threads(fs_engine *e) {
 }
 
 static fs_status read_limits(fs_engine *e) {
-    int64_t tokens, slots;
     FS_TRY(choose_load_threads(e));
-    FS_TRY(fs_knob_int(FS_KNOB_BATCH_TOKENS, 1, 1 << 20, &tokens));
-    FS_TRY(fs_knob_int(FS_KNOB_SLOTS, 1, FS_MAX_SLOTS, &slots));
-    e->slot_count = (int)slots;
-    e->block_tokens = tokens > e->set.P ? tokens : e->set.P;
-    e->limits = (fs_limits){ .max_tokens = tokens, .max_rows = tokens < FS_BATCH_ROWS ? tokens : FS_BATCH_ROWS };
-    return FS_OK;
-}
-
-/* A pass over streamed layers takes many batches at once. */
-static fs_status choose_slots(fs_engine *e) {
-    int64_t tokens, slots;
-    FS_TRY(fs_knob_int(FS_KNOB_PASS_TOKENS, 1, 1 << 24, &tokens));
-    for (int i = 0; i < e->plan.stage_count; i++) {
-        const fs_stage_plan *s = &e->plan.stages[i];
-        if (s->window == 0 || s->window >= s->last_layer - s->first_layer) continue;
-        slots = (tokens + e->limits.max_tokens - 1) / e->limits.max_tokens;
-        if (slots > e->slot_count) e->slot_count = slots < FS_MAX_SLOTS ? (int)slots : FS_MAX_SLOTS;
-    }
+    FS_TRY(fs_capacity_read(&e->capacity, &e->set));
+    e->limits = (fs_limits){ .max_tokens = e->capacity.batch_tokens, .max_rows = e->capacity.rows };
     return FS_OK;
 }
 
@@ -67,8 +50,6 @@ static fs_status open_devices(fs_engine *e, const fs_engine_options *o) {
     const fs_device_options common = { .threads = (int)threads, .max_memory = o->max_memory, .path = o->cpu_path };
     FS_TRY(fs_devices_resolve(o->devices ? o->devices : preset, o->devices ? o->device_count : 1, &common, choices,
                               &count));
-    if (count > 1 && !o->stages)
-        return fs_fail(FS_CONFIG, "devices names %d devices and no plan says which layers go where; name one", count);
     FS_TRY(fs_alloc(&e->drivers, (size_t)count, sizeof *e->drivers));
     for (; e->device_count < count; e->device_count++) {
         fs_driver *d = &e->drivers[e->device_count];
@@ -84,14 +65,48 @@ static fs_status open_devices(fs_engine *e, const fs_engine_options *o) {
     return FS_OK;
 }
 
+static void list_devices(const fs_engine *e, fs_device *out[FS_DEVICES_MAX]) {
+    for (int d = 0; d < e->device_count; d++) out[d] = e->drivers[d].device;
+}
+
+static fs_status plan_by_hand(fs_engine *e, const fs_engine_options *o, fs_device *const devices[]) {
+    fs_need needs[FS_DEVICES_MAX];
+    if (o->parallel && strcmp(o->parallel, "auto"))
+        return fs_fail(FS_CONFIG, "parallel='%.60s' stands beside a plan written by hand; leave one of them out",
+                       o->parallel);
+    FS_TRY(fs_plan_from_stages(&e->plan, &e->set, o->stages, o->stage_count, e->device_count));
+    FS_TRY(fs_plan_needs(needs, &e->plan, &e->set, &e->capacity, devices, e->device_count));
+    return fs_plan_fits(needs, &e->capacity, devices, e->device_count);
+}
+
+/* Devices of two kinds of arithmetic may follow one another, but not take turns. */
+static fs_status check_replicas(const fs_engine *e, fs_device *const devices[]) {
+    for (int d = 1; d < e->device_count && e->plan.replica_count > 1; d++)
+        if (strcmp(devices[0]->numerics, devices[d]->numerics))
+            return fs_fail(FS_CONFIG,
+                           "replicas on %s (%s) and %s (%s) would give a row different bits; use \"split\", or an "
+                           "engine for each",
+                           devices[0]->name, devices[0]->numerics, devices[d]->name, devices[d]->numerics);
+    return FS_OK;
+}
+
 static fs_status make_plan(fs_engine *e, const fs_engine_options *o) {
-    if (!o->stages) return fs_plan_single(&e->plan, &e->set);
-    return fs_plan_from_stages(&e->plan, &e->set, o->stages, o->stage_count, e->device_count);
+    fs_device *devices[FS_DEVICES_MAX];
+    fs_choice choice;
+    list_devices(e, devices);
+    if (o->stages) FS_TRY(plan_by_hand(e, o, devices));
+    else {
+        FS_TRY(fs_plan_choose(&e->plan, &choice, &e->set, &e->capacity, devices, e->device_count, o->parallel));
+        if (!choice.fits) return fs_fail(FS_NO_MEMORY, "%s", choice.why);
+        fs_parallel_text(&choice.parallel, e->parallel);
+        memcpy(e->why, choice.why, sizeof e->why);
+    }
+    return check_replicas(e, devices);
 }
 
 static fs_status choose_dtype(fs_engine *e, const fs_checkpoint *c) {
     fs_device *devices[FS_DEVICES_MAX];
-    for (int d = 0; d < e->device_count; d++) devices[d] = e->drivers[d].device;
+    list_devices(e, devices);
     return fs_settings_choose_dtype(&e->set, c, devices, e->device_count);
 }
 
@@ -104,14 +119,14 @@ static void write_numerics(fs_engine *e) {
         if (at >= end) return;
     }
     at += snprintf(at, (size_t)(end - at), " %s", fs_dtype_name(e->set.dtype));
-    for (int i = 0, next; i < e->plan.stage_count && at < end; i = next) {
-        const fs_stage_plan *s = &e->plan.stages[i];
-        for (next = i + 1; next < e->plan.stage_count && e->plan.stages[next].ranks == s->ranks;) next++;
+    const fs_replica_plan *p = &e->plan.replicas[0]; /* all share each layer alike */
+    for (int i = 0, next; i < p->stage_count && at < end; i = next) {
+        const fs_stage_plan *s = &p->stages[i];
+        for (next = i + 1; next < p->stage_count && p->stages[next].ranks == s->ranks;) next++;
         if (s->ranks == 1) continue;
         at += snprintf(at, (size_t)(end - at), " tensor %d", s->ranks);
-        if (next - i < e->plan.stage_count && at < end)
-            at +=
-                snprintf(at, (size_t)(end - at), " in %d-%d", s->first_layer, e->plan.stages[next - 1].last_layer - 1);
+        if (next - i < p->stage_count && at < end)
+            at += snprintf(at, (size_t)(end - at), " in %d-%d", s->first_layer, p->stages[next - 1].last_layer - 1);
     }
 }
 
@@ -123,11 +138,13 @@ static fs_status works_open(fs_works *w, int room) {
 /* A slot of a part is in one of its driver's rings at most, so they cannot overflow. */
 static fs_status open_rings(fs_engine *e) {
     for (int d = 0; d < e->device_count; d++) {
-        int parts = 0;
-        for (int i = 0; i < e->plan.stage_count; i++)
-            for (int r = 0; r < e->plan.stages[i].ranks; r++) parts += e->plan.stages[i].devices[r] == d;
-        FS_TRY(works_open(&e->drivers[d].fifo, e->replica_count * parts * e->slot_count + 1));
-        FS_TRY(works_open(&e->drivers[d].flight, e->replica_count * parts * e->slot_count + 1));
+        int works = 1;
+        for (int i = 0; i < e->plan.stage_count; i++) {
+            const fs_stage_plan *s = &e->plan.stages[i];
+            for (int r = 0; r < s->ranks; r++) works += s->devices[r] == d ? fs_stage_slots(s, &e->capacity) : 0;
+        }
+        FS_TRY(works_open(&e->drivers[d].fifo, works));
+        FS_TRY(works_open(&e->drivers[d].flight, works));
     }
     return FS_OK;
 }
@@ -135,10 +152,8 @@ static fs_status open_rings(fs_engine *e) {
 static fs_status open_replicas(fs_engine *e) {
     int64_t deadline;
     FS_TRY(fs_knob_int(FS_KNOB_COLLECTIVE_SECONDS, 1, 86400, &deadline));
-    for (int d = 0; d < e->device_count; d++) FS_TRY(fs_replica_fits(e, d));
-    FS_TRY(fs_alloc(&e->replicas, 1, sizeof *e->replicas));
-    e->replica_count = 1;
-    FS_TRY(fs_replica_open(&e->replicas[0], e, (double)deadline));
+    FS_TRY(fs_alloc(&e->replicas, (size_t)e->plan.replica_count, sizeof *e->replicas));
+    while (e->replica_count < e->plan.replica_count) FS_TRY(fs_replica_open(e, e->replica_count++, (double)deadline));
     FS_TRY(open_rings(e));
     FS_TRY(fs_alloc(&e->buckets, FS_BUCKETS, sizeof *e->buckets));
     FS_TRY(fs_alloc(&e->pending, FS_WINDOW, sizeof *e->pending));
@@ -251,13 +266,13 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
     FS_GO(open_devices(e, options));
     FS_GO(choose_dtype(e, c));
     FS_GO(make_plan(e, options));
-    FS_GO(choose_slots(e));
     e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (e->fd < 0)
         FS_GO(fs_fail(FS_DEVICE, "the host refused an eventfd (%s); raise the limit of open files", strerror(errno)));
     FS_GO(open_replicas(e));
     FS_GO(start_threads(e, c));
     write_numerics(e); /* devices have told all of theirs once they are loaded */
+    e->stats.replicas = e->replica_count;
     e->stats.open_seconds = (double)(fs_now_ns() - start) * 1e-9;
     *out = e;
     e = NULL;
@@ -274,6 +289,8 @@ done:
 int fs_engine_fd(const fs_engine *e) { return e->fd; }
 const fs_settings *fs_engine_settings(const fs_engine *e) { return &e->set; }
 const fs_plan *fs_engine_plan(const fs_engine *e) { return &e->plan; }
+const char *fs_engine_parallel(const fs_engine *e) { return e->parallel; }
+const char *fs_engine_plan_reason(const fs_engine *e) { return e->why; }
 const char *fs_engine_numerics(const fs_engine *e) { return e->numerics; }
 int fs_engine_device_count(const fs_engine *e) { return e->device_count; }
 

@@ -26,7 +26,8 @@ typedef struct {
     const char *cpu_path; /* NULL: the best there is */
     int threads;          /* over all CPU devices; 0: FIRESTEEL_THREADS, else the host's share */
     size_t max_memory;    /* bytes a device; 0: what it has */
-    const fs_stage_plan *stages; /* hand-written placement; NULL: planned */
+    const char *parallel;        /* parallel.h; NULL: "auto" */
+    const fs_stage_plan *stages; /* hand-written placement, a replica after the other; NULL: planned */
     int stage_count;
 } fs_engine_options;
 
@@ -67,6 +68,9 @@ void fs_job_free(fs_job *j); /* cancels; NULL is fine; before or after fs_engine
 int fs_engine_fd(const fs_engine *e); /* eventfd: readable when a job has finished since it was last read */
 const fs_settings *fs_engine_settings(const fs_engine *e);
 const fs_plan *fs_engine_plan(const fs_engine *e);
+/* "replicate=2,split=2", and why; both "" where the plan was written by hand. */
+const char *fs_engine_parallel(const fs_engine *e);
+const char *fs_engine_plan_reason(const fs_engine *e);
 /* "cpu avx2 fp32": rows of two engines with the same id have the same bits. */
 const char *fs_engine_numerics(const fs_engine *e);
 int fs_engine_device_count(const fs_engine *e);
@@ -77,7 +81,8 @@ typedef struct {
     int64_t failed_rows;            /* with an error of their own, or of a job that failed or was cancelled */
     int64_t queued_rows; /* submitted, not yet in a batch */
     int64_t passes, streamed_bytes; /* over streamed layers, and what was brought for them */
-    double open_seconds; /* of fs_engine_open */
+    int replicas, failed_replicas; /* at work; taken out, because a device failed */
+    double open_seconds;           /* of fs_engine_open */
 } fs_engine_stats;
 fs_engine_stats fs_engine_stats_read(fs_engine *e);
 

@@ -34,8 +34,6 @@
 #include <sys/queue.h>
 #include <sys/types.h>
 
-#define FS_MAX_SLOTS  8
-#define FS_BATCH_ROWS 512      /* rows a batch holds at most */
 #define FS_WINDOW     1024         /* rows the scheduler looks at */
 #define FS_INBOX_ROWS (1 << 20) /* submit blocks while more are queued */
 #define FS_INBOX_JOBS 4096
@@ -104,7 +102,8 @@ typedef struct {
     fs_stage *stage;
     int rank;
     fs_driver *driver;
-    fs_shard shard;
+    fs_shard shard;          /* its own weights; empty where another part lends them */
+    const fs_shard *weights; /* what it computes with, once all drivers have loaded */
     fs_stream *stream;        /* of the layers that the shard does not hold; or NULL */
     fs_memory scratch_memory; /* with a stream: for the batches of a pass in turn */
     fs_queue *queue;
@@ -135,6 +134,7 @@ STAILQ_HEAD(fs_batch_list, fs_batch);
 
 struct fs_stage {
     fs_engine *engine;
+    fs_replica *replica;
     const fs_stage_plan *plan;
     int index, last; /* last: no stage follows */
     fs_ops ops;
@@ -147,8 +147,11 @@ struct fs_stage {
 };
 
 struct fs_replica {
-    fs_stage *stages;
+    const fs_replica_plan *plan;
+    fs_stage *stages; /* [plan->stage_count] */
     int stage_count;
+    int streams; /* one of its stages streams layers */
+    int broken;  /* one of its devices failed: it gets no more batches */
     fs_batch *batches;
     int batch_count;
     struct fs_batch_list free;
@@ -206,10 +209,10 @@ struct fs_engine {
     atomic_int refs; /* the opener's and one a job */
     fs_settings set;
     fs_plan plan;
+    char parallel[FS_PARALLEL_TEXT], why[900]; /* as the planner says; "" where the plan was written by hand */
     char numerics[160];
-    fs_limits limits;
-    int64_t block_tokens; /* T a slot has room for: max_tokens, or the longest row the model takes */
-    int slot_count;
+    fs_limits limits; /* max_tokens: the scheduler's own */
+    fs_capacity capacity;
     int fd;
 
     fs_driver *drivers;
@@ -246,14 +249,10 @@ void fs_engine_unref(fs_engine *e);
 int64_t fs_now_ns(void);
 
 /* stage.c */
-/* FS_NO_MEMORY when the device's budget cannot hold weights and slots of the plan; nothing is allocated. */
-fs_status fs_replica_fits(const fs_engine *e, int device);
-fs_status fs_replica_open(fs_replica *r, fs_engine *e, double deadline_seconds);
+/* The index-th replica of the plan; those before it are open. */
+fs_status fs_replica_open(fs_engine *e, int index, double deadline_seconds);
 void fs_replica_close(fs_replica *r); /* one that failed to open half-way is fine */
-/* The step that takes most memory; of its rows only the bounds, and where they will lie. */
-fs_task fs_largest_task(void);
-fs_rows fs_largest_rows(const fs_engine *e, const fs_block *block);
-/* Loads the shards of all parts on the driver's device, and lets the device prepare. */
+/* Loads the shards of all parts on the driver's device that nobody lends them, and lets the device prepare. */
 fs_status fs_driver_load(fs_driver *d);
 
 /* job.c; all under the lock */

@@ -81,7 +81,7 @@ static fs_status begin(fs_run *r) {
     FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
     fill_block(&space->host_block, b, first);
     FS_TRY(backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at, space->pinned_memory.bytes));
-    if (first) return set->arch->begin(&r->step, set, part->shard.ends, &r->carry);
+    if (first) return set->arch->begin(&r->step, set, part->weights->ends, &r->carry);
     return fetch_carry(&r->step, part, space, b, &r->carry);
 }
 
@@ -102,10 +102,10 @@ static void fail(fs_run *r, fs_status st) {
 /* The weights of a layer, held or brought; *streamed when they have to be given back. */
 static fs_status layer_weights(fs_pass *p, int layer, void **weights, int *streamed) {
     fs_part *part = p->part;
-    int held = layer - part->shard.plan.first_layer;
-    *streamed = layer >= part->shard.plan.last_layer - part->shard.plan.streamed;
+    int held = layer - part->weights->plan.first_layer;
+    *streamed = layer >= part->weights->plan.last_layer - part->weights->plan.streamed;
     if (!*streamed) {
-        *weights = part->shard.layers[held];
+        *weights = part->weights->layers[held];
         return FS_OK;
     }
     int64_t start = fs_now_ns();
@@ -135,7 +135,7 @@ static int any_left(const fs_pass *p) {
 }
 
 static void run_layers(fs_pass *p) {
-    const fs_shard_plan *plan = &p->part->shard.plan;
+    const fs_shard_plan *plan = &p->part->weights->plan;
     for (int layer = plan->first_layer; layer < plan->last_layer; layer++) {
         fs_status st = any_left(p) ? run_layer(p, layer) : FS_CANCELLED;
         if (st == FS_OK) continue;
@@ -175,13 +175,15 @@ static fs_status prepare_step(fs_pass *p, const fs_ops *ops) {
     fs_run *r = &p->runs[0];
     const fs_stage *stage = part->stage;
     const fs_settings *set = &stage->engine->set;
-    const fs_task task = fs_largest_task();
+    const fs_task task = fs_plan_task();
     fs_view out;
     run_open(r, part, &part->spaces[0]);
-    r->rows = fs_largest_rows(stage->engine, &part->spaces[0].device_block);
+    const fs_block *block = &part->spaces[0].device_block;
+    r->rows = fs_plan_rows(set, &stage->engine->capacity);
+    r->rows.ids = block->ids, r->rows.positions = block->positions, r->rows.offsets = block->offsets;
     r->step.ops = ops;
     fs_arena_reset(r->step.kept, 0);
-    if (stage->index == 0) FS_TRY(set->arch->begin(&r->step, set, part->shard.ends, &r->carry));
+    if (stage->index == 0) FS_TRY(set->arch->begin(&r->step, set, part->weights->ends, &r->carry));
     else FS_TRY(fs_keep(&r->step, FS_F32, r->rows.T, set->D, &r->carry.x));
     run_layers(p);
     if (r->status != FS_OK) return fs_error_raise(&r->error);

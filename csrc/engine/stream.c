@@ -51,20 +51,6 @@ struct fs_stream {
 
 static int streamed_from(const fs_shard_plan *plan) { return plan->last_layer - plan->streamed; }
 
-/* Layers may be of several kinds; a slab takes any. */
-static size_t slab_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device) {
-    size_t most = 0;
-    for (int layer = streamed_from(plan); layer < plan->last_layer; layer++) {
-        size_t bytes = fs_slab_bytes(set, plan, layer, device);
-        if (bytes > most) most = bytes;
-    }
-    return most;
-}
-
-size_t fs_stream_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device, int slabs) {
-    return (size_t)slabs * slab_bytes(set, plan, device);
-}
-
 /* ---- bringing a layer ---- */
 
 static fs_status from_files(fs_stream *s, slab *to, int layer) {
@@ -211,7 +197,7 @@ static fs_status open_store(fs_stream *s) {
 
 static fs_status open_slabs(fs_stream *s, int slabs) {
     const fs_backend *b = s->device->backend;
-    s->bytes = slab_bytes(s->set, &s->plan, s->device);
+    s->bytes = fs_shard_slab_bytes(s->set, &s->plan, s->device);
     for (; s->slab_count < slabs; s->slab_count++) {
         slab *to = &s->slabs[s->slab_count];
         fs_status st = fs_alloc(&to->weights, 1, s->set->arch->layer_bytes);
@@ -236,7 +222,7 @@ fs_status fs_stream_open(fs_stream **out, const fs_checkpoint *c, const fs_setti
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->turned, NULL);
     FS_GO(open_slabs(s, slabs));
-    if (device->backend->in_host_memory) {
+    if (device->backend->one_memory) {
         FS_GO(fs_checkpoint_copy(&s->files, c));
         FS_GO(fs_reading_open(&s->reading, s->files, set, &s->plan, device, 1));
     } else {

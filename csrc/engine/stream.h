@@ -36,7 +36,4 @@ void fs_stream_restart(fs_stream *s, fs_queue *q);
 
 /* Bytes that come for the layer. */
 size_t fs_stream_layer_bytes(const fs_stream *s, int layer);
-/* Device bytes of the slabs; nothing is allocated. */
-size_t fs_stream_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device, int slabs);
-
 #endif

@@ -24,6 +24,15 @@ size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_devi
     return plan->with_ends ? bytes + fs_slab_bytes(set, plan, FS_OUTSIDE, device) : bytes;
 }
 
+size_t fs_shard_slab_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device) {
+    size_t most = 0;
+    for (int layer = plan->last_layer - plan->streamed; layer < plan->last_layer; layer++) {
+        size_t bytes = fs_slab_bytes(set, plan, layer, device);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
 /* Memory for all slabs, and which they are; slabs has room for one more than there are layers. */
 static fs_status shard_open(fs_shard *out, fs_slab *slabs, const fs_settings *set, const fs_shard_plan *plan,
                             fs_device *d) {

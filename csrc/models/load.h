@@ -32,6 +32,8 @@ typedef struct {
 fs_status fs_shard_check(const fs_settings *set, int ranks);
 /* Bytes of weights the shard takes on the device; nothing is allocated. */
 size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device);
+/* Bytes of a slab that any of the shard's streamed layers fits into; 0 where none is. */
+size_t fs_shard_slab_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device);
 /* The checkpoint must have passed fs_checkpoint_check and fs_weights_check. A file that changed since is an error.
  * readers >= 1: threads that read, this one among them. */
 fs_status fs_shard_load(fs_shard *out, const fs_checkpoint *c, const fs_settings *set, const fs_shard_plan *plan,

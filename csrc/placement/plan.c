@@ -39,23 +39,53 @@ static fs_status check_stage(const fs_settings *set, const fs_stage_plan *s, int
     return FS_OK;
 }
 
-fs_status fs_plan_from_stages(fs_plan *out, const fs_settings *set, const fs_stage_plan *stages, int count,
-                              int device_count) {
-    int next = 0;
-    *out = (fs_plan){ 0 };
-    for (int i = 0; i < count; i++) {
-        FS_TRY(check_stage(set, &stages[i], i, next, device_count));
-        next = stages[i].last_layer;
+/* Every row must get the same bits from every replica. */
+static fs_status check_degree(const fs_stage_plan *stages, int count, int index, int replica) {
+    const fs_stage_plan *s = &stages[index];
+    for (int i = 0; i < count && stages[i].last_layer > stages[i].first_layer; i++) {
+        const fs_stage_plan *first = &stages[i];
+        int meet = first->first_layer < s->last_layer && s->first_layer < first->last_layer;
+        if (meet && first->ranks != s->ranks)
+            return fs_fail(FS_CONFIG,
+                           "stage %d, of replica %d, shares layer %d between %d devices and replica 0 between %d; the "
+                           "degree is part of a row's bits, so replicas share each layer alike",
+                           index, replica, s->first_layer > first->first_layer ? s->first_layer : first->first_layer,
+                           s->ranks, first->ranks);
     }
-    if (next != set->L)
-        return fs_fail(FS_CONFIG, "the stages hold layers 0 to %d where the model has %lld", next, (long long)set->L);
-    FS_TRY(fs_alloc(&out->stages, (size_t)count, sizeof *out->stages));
-    memcpy(out->stages, stages, (size_t)count * sizeof *out->stages);
-    out->stage_count = count;
     return FS_OK;
 }
 
+fs_status fs_plan_from_stages(fs_plan *out, const fs_settings *set, const fs_stage_plan *stages, int count,
+                              int device_count) {
+    fs_status st = FS_OK;
+    int next = 0, replicas = 0, first_count = count;
+    *out = (fs_plan){ 0 };
+    for (int i = 0; i < count; i++) {
+        FS_TRY(check_stage(set, &stages[i], i, next, device_count));
+        if (replicas > 0) FS_TRY(check_degree(stages, first_count, i, replicas));
+        next = stages[i].last_layer;
+        if (next < set->L) continue;
+        if (replicas++ == 0) first_count = i + 1;
+        if (i + 1 < count) next = 0;
+    }
+    if (next != set->L)
+        return fs_fail(FS_CONFIG, "the stages hold layers 0 to %d where the model has %lld", next, (long long)set->L);
+    FS_GO(fs_alloc(&out->stages, (size_t)count, sizeof *out->stages));
+    FS_GO(fs_alloc(&out->replicas, (size_t)replicas, sizeof *out->replicas));
+    memcpy(out->stages, stages, (size_t)count * sizeof *out->stages);
+    out->stage_count = count;
+    for (int i = 0; i < count; i++) {
+        if (stages[i].first_layer == 0)
+            out->replicas[out->replica_count++] = (fs_replica_plan){ .stages = &out->stages[i] };
+        out->replicas[out->replica_count - 1].stage_count++;
+    }
+done:
+    if (st != FS_OK) fs_plan_free(out);
+    return st;
+}
+
 void fs_plan_free(fs_plan *p) {
+    fs_free(p->replicas);
     fs_free(p->stages);
     *p = (fs_plan){ 0 };
 }

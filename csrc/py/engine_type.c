@@ -31,14 +31,14 @@ static void arguments_clear(open_arguments *a) {
 }
 
 static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "config",  "tensors",    "files",    "name", "devices", "dtype",
-                             "threads", "max_memory", "cpu_path", "plan", NULL };
+    static char *names[] = { "config",  "tensors",    "files",    "name", "devices",  "dtype",
+                             "threads", "max_memory", "cpu_path", "plan", "parallel", NULL };
     PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None;
-    const char *name = "", *dtype = "auto", *cpu_path = NULL;
+    const char *name = "", *dtype = "auto", *cpu_path = NULL, *parallel = NULL;
     long long max_memory = 0;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOsOsiLzO", names, &config, &tensors, &files, &name, &devices,
-                                     &dtype, &threads, &max_memory, &cpu_path, &plan))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOsOsiLzOz", names, &config, &tensors, &files, &name, &devices,
+                                     &dtype, &threads, &max_memory, &cpu_path, &plan, &parallel))
         return -1;
     if (!config || !tensors || !files) {
         PyErr_SetString(PyExc_TypeError, "Engine needs config=, tensors= and files=");
@@ -56,6 +56,7 @@ static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
     if (plan != Py_None && fs_py_stages_from(&a->stages, &a->options.stage_count, plan) < 0) return -1;
     a->options.devices = a->devices;
     a->options.stages = a->stages;
+    a->options.parallel = parallel;
     a->options.dtype = dtype;
     a->options.cpu_path = cpu_path;
     a->options.threads = threads;
@@ -199,8 +200,8 @@ static PyObject *device_stats(fs_py_state *state, fs_engine *engine, int device)
 
 PyDoc_STRVAR(stats_doc,
              "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
-             "queued_rows, passes over streamed layers, streamed_bytes, open_seconds,\nand for each of `devices` its "
-             "bytes by use and the seconds its "
+             "queued_rows, passes over streamed layers, streamed_bytes, open_seconds,\nreplicas at work and "
+             "failed_replicas, and for each of `devices` its bytes by use and the seconds its "
              "threads were busy.");
 
 static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
@@ -216,11 +217,12 @@ static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     }
     fs_py_engine_leave(self);
     if (!devices) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:N}", "rows", (long long)s.rows, "duplicate_rows",
-                         (long long)s.duplicate_rows, "tokens", (long long)s.tokens, "batches", (long long)s.batches,
-                         "failed_rows", (long long)s.failed_rows, "queued_rows", (long long)s.queued_rows, "passes",
-                         (long long)s.passes, "streamed_bytes", (long long)s.streamed_bytes, "open_seconds",
-                         s.open_seconds, "devices", devices);
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:d,s:N}", "rows", (long long)s.rows,
+                         "duplicate_rows", (long long)s.duplicate_rows, "tokens", (long long)s.tokens, "batches",
+                         (long long)s.batches, "failed_rows", (long long)s.failed_rows, "queued_rows",
+                         (long long)s.queued_rows, "passes", (long long)s.passes, "streamed_bytes",
+                         (long long)s.streamed_bytes, "replicas", s.replicas, "failed_replicas", s.failed_replicas,
+                         "open_seconds", s.open_seconds, "devices", devices);
 }
 
 static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
@@ -237,39 +239,25 @@ static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
     return result;
 }
 
-static PyObject *stage_dict(const fs_stage_plan *stage) {
-    PyObject *devices = PyList_New(stage->ranks);
-    for (int r = 0; devices && r < stage->ranks; r++)
-        if (PyList_SetItem(devices, r, PyLong_FromLong(stage->devices[r])) < 0) Py_CLEAR(devices);
-    if (!devices) return NULL;
-    return Py_BuildValue("{s:i,s:i,s:N,s:i}", "first_layer", stage->first_layer, "last_layer", stage->last_layer,
-                         "devices", devices, "window", stage->window);
-}
-
 static PyObject *engine_placement(PyObject *object, void *Py_UNUSED(closure)) {
     fs_py_engine *self = (fs_py_engine *)object;
     fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
     if (fs_py_engine_enter(state, self) < 0) return NULL;
-    const fs_plan *plan = fs_engine_plan(self->engine);
     int device_count = fs_engine_device_count(self->engine);
-    PyObject *stages = PyList_New(plan->stage_count), *devices = PyList_New(device_count);
-    for (int i = 0; stages && i < plan->stage_count; i++) {
-        PyObject *item = stage_dict(&plan->stages[i]);
-        if (!item || PyList_SetItem(stages, i, item) < 0) Py_CLEAR(stages);
-    }
-    for (int i = 0; stages && devices && i < device_count; i++) {
-        fs_device_stats d;
-        fs_status st = fs_engine_device_stats(self->engine, i, &d);
-        PyObject *item = st == FS_OK ? PyUnicode_FromString(d.name) : fs_py_raise(state, st);
+    PyObject *devices = PyList_New(device_count);
+    for (int i = 0; devices && i < device_count; i++) {
+        PyObject *item = device_stats(state, self->engine, i);
         if (!item || PyList_SetItem(devices, i, item) < 0) Py_CLEAR(devices);
     }
+    PyObject *replicas = devices ? fs_py_replicas(fs_engine_plan(self->engine)) : NULL;
+    PyObject *result = NULL;
+    if (replicas)
+        result = Py_BuildValue("{s:s,s:s,s:O,s:O}", "parallel", fs_engine_parallel(self->engine), "why",
+                               fs_engine_plan_reason(self->engine), "devices", devices, "replicas", replicas);
     fs_py_engine_leave(self);
-    if (!stages || !devices) {
-        Py_XDECREF(stages);
-        Py_XDECREF(devices);
-        return NULL;
-    }
-    return Py_BuildValue("{s:N,s:N}", "devices", devices, "stages", stages);
+    Py_XDECREF(replicas);
+    Py_XDECREF(devices);
+    return result;
 }
 
 static PyObject *engine_numerics(PyObject *object, void *Py_UNUSED(closure)) {
@@ -291,14 +279,15 @@ static PyMethodDef methods[] = {
 
 static PyGetSetDef getters[] = {
     { "settings", engine_settings, NULL, "What config.json said: layers, width, heads, vocabulary, ...", NULL },
-    { "placement", engine_placement, NULL, "Which layers sit on which devices.", NULL },
+    { "placement", engine_placement, NULL,
+      "Which layers sit on which devices: parallel, why, devices (as in stats) and replicas.", NULL },
     { "numerics", engine_numerics, NULL, "Engines with the same id give the same row the same bits.", NULL },
     { 0 },
 };
 
 PyDoc_STRVAR(engine_doc,
              "Engine(*, config, tensors, files, name='', devices=('cpu',), dtype='auto', threads=0, max_memory=0,\n"
-             "       cpu_path=None, plan=None)\n--\n\n"
+             "       cpu_path=None, plan=None, parallel=None)\n--\n\n"
              "A model on its devices. Loads with the GIL let go; raises CheckpointError, ConfigError, DeviceError or\n"
              "OutOfMemory with one sentence. See _core.pyi for the types of the arguments.");
 

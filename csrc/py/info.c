@@ -253,6 +253,7 @@ PyMethodDef fs_py_functions[] = {
     { "host", host, METH_NOARGS, host_doc },
     { "knobs", knobs, METH_NOARGS, knobs_doc },
     { "nccl", nccl, METH_NOARGS, nccl_doc },
+    { "plan", (PyCFunction)(void (*)(void))fs_py_plan, METH_VARARGS | METH_KEYWORDS, fs_py_plan_doc },
     { "row_codes", row_codes, METH_NOARGS, row_codes_doc },
     { "trace", trace, METH_VARARGS, trace_doc },
     { 0 },

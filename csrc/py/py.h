@@ -64,6 +64,11 @@ int fs_py_int32_array(PyObject *array, const char *what, const int32_t **data, P
 int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, Py_ssize_t *count);
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count); /* must be writeable */
 
+/* plan.c: [[{'first_layer', 'last_layer', 'devices'}]], the stages of each replica. */
+PyObject *fs_py_replicas(const fs_plan *plan);
+extern const char fs_py_plan_doc[];
+PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs);
+
 /* info.c */
 extern PyMethodDef fs_py_functions[];
 

@@ -21,6 +21,7 @@ from ._core import (
     RequestError,
 )
 from .engine import Engine
+from .placement import Placement, plan
 
 if TYPE_CHECKING:
     from .spark import embed_udf, register, score
@@ -33,8 +34,10 @@ __all__ = [
     "Error",
     "ManagerError",
     "OutOfMemory",
+    "Placement",
     "RequestError",
     "embed_udf",
+    "plan",
     "register",
     "score",
 ]

@@ -19,7 +19,8 @@ class RequestError(Error): ...
 
 # name, dtype as safetensors spells it ("F32", "F16", ...), shape, index into files, byte offset in that file, bytes
 Tensor = tuple[str, str, tuple[int, ...], int, int, int]
-# first layer, one past the last layer, indices into devices (more than one: a tensor group)
+# first layer, one past the last layer, indices into devices (more than one: a tensor group); when all layers are there
+# the next stage begins another replica
 Stage = tuple[int, int, tuple[int, ...]]
 
 class Engine:
@@ -36,6 +37,7 @@ class Engine:
         max_memory: int = 0,
         cpu_path: str | None = None,
         plan: Sequence[Stage] | None = None,
+        parallel: str | None = None,
     ) -> None: ...
     @property
     def settings(self) -> dict[str, object]: ...
@@ -80,6 +82,21 @@ def cublaslt() -> dict[str, object]: ...  # "version": 120901 for 12.9.1; "file"
 def nccl() -> int: ...  # 22705 for 2.27.5
 def knobs() -> list[dict[str, str]]: ...  # name, default, what it does
 def row_codes() -> list[dict[str, str]]: ...  # code, what it means
+
+# Where a model would go; no device is opened, no weight read. Keys: "parallel", "why", "fits", "dtype", "layers",
+# "heads", "inner_width", "weights" (bytes on one device), "batch_tokens", "slots"; "devices" (name, limit, weights,
+# workspace, staging in bytes); "replicas" (of each its stages: first_layer, last_layer, devices); "stage_costs"
+# (multiply-adds of a full batch, of all stages one after the other)
+def plan(
+    *,
+    config: dict[str, object],
+    tensors: Sequence[Tensor] = (),
+    devices: Sequence[str] = ("auto",),
+    memory: Sequence[int] = (),  # bytes of each device, or one for all; 0: what the host has
+    dtype: str = "auto",
+    parallel: str | None = None,
+    cpu_path: str | None = None,
+) -> dict[str, object]: ...
 
 # the ops one batch runs, from the measure backend
 def trace(config: dict[str, object], lengths: Sequence[int]) -> str: ...

@@ -114,6 +114,18 @@ class Checkpoint:
         )
 
 
+def config_and_tensors(model: str | os.PathLike[str]) -> tuple[dict[str, object], list[Tensor]]:
+    """config.json of a model folder and the table of its tensors, which is empty where no weights are there.
+
+    Raises CheckpointError and ConfigError as Checkpoint.open does.
+    """
+    root = _model_folder(model)
+    modules = _modules(root)
+    folder = _inside(root, modules[0][1], "modules.json") if modules else root
+    weights = any(name.endswith(".safetensors") for name in _names(folder))
+    return _config(folder), _tensors(folder)[1] if weights else []
+
+
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
-"""`python -m firesteel`: demo, doctor and run.
+"""`python -m firesteel`: demo, doctor, plan and run.
 
     python -m firesteel demo        what it does, shown on documentation that PySpark brings along
     python -m firesteel doctor      what this machine has, and what is missing
+    python -m firesteel plan MODEL --devices cuda:0,cuda:1 --memory 24GB        where a model would go; opens no device
     python -m firesteel run MODEL --input x.parquet --column text --output y.parquet        a table, without Spark
 
 A flag that is wrong, or names something that is, gives one sentence on stderr and exit code 2, and nothing is written.
@@ -20,10 +21,12 @@ from ._core import CheckpointError, ConfigError, Error, RequestError
 
 EXIT_CODES = """exit codes:
   0    done
-  1    it failed while it worked: a device, memory, a damaged file, a row that cannot be computed
+  1    it failed while it worked: a device, memory, a damaged file, a row that cannot be computed; plan: it does not fit
   2    a flag is wrong, or what it names is: no such folder, column or format
   130  stopped by Ctrl-C; nothing was written
 """
+
+PARALLEL = "auto, replicate, split, tensor or a combination such as replicate=2,split=2 (default: auto)"
 
 
 class Refused(Exception):
@@ -66,6 +69,16 @@ def _parser() -> _Parser:
     doctor = commands.add_parser("doctor", help=about, description=about, **shape)
     doctor.set_defaults(command=_doctor)
 
+    about = "where a model would go and what it would take there; opens no device, reads no weight"
+    plan = commands.add_parser("plan", help=about, description=about, **shape)
+    plan.add_argument("model", metavar="MODEL", help="model folder; config.json is enough")
+    plan.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cuda:0,cuda:1 (default: auto)")
+    plan.add_argument("--memory", metavar="SIZE[,SIZE]", help="of each device: 24GB, 512MiB (default: the host's)")
+    plan.add_argument("--parallel", metavar="P", default="auto", help=PARALLEL)
+    plan.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
+    plan.add_argument("--cpu-path", metavar="PATH", help="avx512, avx2 or portable (default: the best there is)")
+    plan.set_defaults(command=_plan)
+
     about = "compute a column of a Parquet, JSON lines or CSV file, without Spark"
     run = commands.add_parser("run", help=about, description=about, **shape)
     _run_flags(run)
@@ -95,6 +108,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     task.add_argument("--max-errors", metavar="SHARE", type=float, default=0.5, help="of all rows (default: 0.5)")
     device = run.add_argument_group("where")
     device.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cpu:0,cpu:1 (default: auto)")
+    device.add_argument("--parallel", metavar="P", default="auto", help=PARALLEL)
     device.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
     device.add_argument("--max-memory", metavar="SIZE", help="2GB, 512MiB: what a device may take")
     device.add_argument("--threads", metavar="N", type=int, help="(default: the cores this process may use)")
@@ -138,6 +152,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    """1 where the model does not fit, so that scripts can ask."""
+    from .placement import plan
+
+    try:
+        there = plan(
+            arguments.model,
+            devices=_listed(arguments.devices),
+            memory=_listed(arguments.memory) if arguments.memory is not None else None,
+            parallel=arguments.parallel,
+            dtype=arguments.dtype,
+            cpu_path=arguments.cpu_path,
+        )
+    except (CheckpointError, ConfigError) as error:
+        raise Refused(str(error)) from None
+    print(there)
+    return 0 if there.fits else 1
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from . import run
 
@@ -152,6 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "on_error": arguments.on_error,
         "max_errors": arguments.max_errors,
         "devices": _listed(arguments.devices),
+        "parallel": arguments.parallel,
         "dtype": arguments.dtype,
         "max_memory": arguments.max_memory,
         "threads": arguments.threads,

@@ -23,6 +23,7 @@ import numpy as np
 from . import _core
 from ._core import ConfigError, Error, RequestError
 from .checkpoint import Checkpoint, pooling_modes
+from .placement import Placement, placement_of
 from .tokenizer import RowError, Tokenizer, set_threads
 
 FIRST_WINDOW = 256  # rows; the next ones double, up to
@@ -53,8 +54,12 @@ class Engine:
     """A model on this process' devices.
 
     model       folder with config.json, *.safetensors and tokenizer.json
-    devices     "auto": the first GPU where there is one, else the CPU; "cpu", "cuda", "cuda:1", or a list;
+    devices     "auto": all GPUs where there are any, else the CPU; "cpu", "cuda" (all GPUs), "cuda:1", or a list;
                 ["cpu:0", "cpu:1"] cuts the cores in two
+    parallel    how several devices are used: "replicate", the whole model on each; "split", its layers cut into as many
+                stages; "tensor", each layer shared by all, whose degree is part of a row's bits; combinations such as
+                "replicate=2,split=2", whose numbers multiply to the number of devices; "auto": "replicate" where the
+                model fits on one device, else as few stages as it takes
     dtype       "auto": the checkpoint's where the device computes in it, else fp32; or "fp32", "fp16", "bf16"
     max_memory  bytes a device may take, also as "2GB" or "512MiB"; None: what there is
     threads     of all CPU devices and of the tokeniser; None: FIRESTEEL_THREADS, else the cores this process may use
@@ -73,12 +78,15 @@ class Engine:
         self,
         model: str | os.PathLike[str],
         devices: str | Sequence[str] = "auto",
+        parallel: str = "auto",
         dtype: str = "auto",
         max_memory: int | str | None = None,
         threads: int | None = None,
         cpu_path: str | None = None,
     ) -> None:
         wanted = string_tuple("devices", devices)
+        if not isinstance(parallel, str):
+            raise ConfigError(f'parallel is {parallel!r}; a string such as "replicate" or "split" belongs there')
         if not isinstance(dtype, str):
             raise ConfigError(f'dtype is {dtype!r}; a string such as "fp32" belongs there')
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
@@ -105,6 +113,7 @@ class Engine:
                 threads=threads or 0,
                 max_memory=memory,
                 cpu_path=cpu_path,
+                parallel=parallel,
             )
         finally:
             preload.join()
@@ -198,9 +207,11 @@ class Engine:
         }
 
     @property
-    def placement(self) -> dict[str, object]:
-        """Which layers lie on which device."""
-        return self._core.placement
+    def placement(self) -> Placement:
+        """Which layers lie on which device, and the bytes taken there. Print it: it is a table."""
+        settings = self._core.settings
+        title = f"{settings['model_type']}, {settings['layers']} layers, {settings['dtype']}"
+        return placement_of(title, self._core.placement)
 
     @property
     def numerics(self) -> str:
@@ -208,7 +219,7 @@ class Engine:
         return self._core.numerics
 
     def stats(self) -> dict[str, object]:
-        """Rows, tokens, batches, and memory a device, since the engine was opened."""
+        """Rows, tokens, batches, replicas, and of each device memory and busy seconds, since the engine was opened."""
         return self._core.stats()
 
     def close(self) -> None:
@@ -559,7 +570,7 @@ def string_tuple(name: str, value: object) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def byte_count(value: object) -> int:
+def byte_count(value: object, name: str = "max_memory") -> int:
     """0: no limit of our own."""
     if value is None:
         return 0
@@ -570,4 +581,4 @@ def byte_count(value: object) -> int:
         size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
         if 0 < size < 2**63:
             return size
-    raise ConfigError(f'max_memory is {value!r}; bytes or a size such as "2GB" or "512MiB" belongs there')
+    raise ConfigError(f'{name} is {value!r}; bytes or a size such as "2GB" or "512MiB" belongs there')

@@ -92,11 +92,12 @@ typedef struct {
     const char *devices[4];
     int device_count, threads, stage_count;
     fs_stage_plan stages[8];
+    const char *parallel;
     const char *knobs[8]; /* name, value, name, value, ... */
 } setup;
 
 static inline fs_status open_as(fs_engine **e, const tiny_bert *m, const setup *s) {
-    fs_engine_options o = { .threads = s->threads, .stage_count = s->stage_count };
+    fs_engine_options o = { .threads = s->threads, .stage_count = s->stage_count, .parallel = s->parallel };
     if (s->device_count) {
         o.devices = s->devices;
         o.device_count = s->device_count;

@@ -27,6 +27,11 @@ static void every_way_gives_the_same_bits(void) {
           .device_count = 3,
           .stage_count = 3,
           .stages = { { 0, 1, 1, { 2 } }, { 1, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } } },
+        { .devices = { "cuda:0", "cuda:1", "cuda:2", "cuda:3" },
+          .device_count = 4,
+          .parallel = "replicate=2,split=2",
+          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_POISON", "1" } },
+        { .devices = { "cuda" }, .device_count = 1, .parallel = "replicate", .knobs = { "FIRESTEEL_SLOTS", "1" } },
     };
     start(); /* "auto" is a GPU here, so the reference is as well */
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) check_engine(&ways[i], "a way over GPUs");

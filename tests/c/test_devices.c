@@ -25,7 +25,7 @@ static const naming namings[] = {
     { { "cpu:2", "cpu:0", "cpu:1" }, 4, FS_OK, "", { 2, 0, 1 }, { 1, 2, 1 } },
     { { "cpu:0", "cpu:1", "cpu:2" }, 1, FS_OK, "", { 0, 1, 2 }, { 1, 1, 1 } },
     { { "cpu:0", "cuda:1" }, 0, FS_CONFIG, "'cpu:0' and 'cuda:1' are of two kinds", { 0 }, { 0 } },
-    { { "cuda", "cuda:0" }, 0, FS_CONFIG, "'cuda' and 'cuda:0' are the same device", { 0 }, { 0 } },
+    { { "cuda", "cuda:0" }, 0, FS_CONFIG, "\"cuda\" stands alone; here it is one of 2 names", { 0 }, { 0 } },
     { { "tpu" }, 0, FS_CONFIG, "'tpu' is of no known kind", { 0 }, { 0 } },
     { { "measure" }, 0, FS_CONFIG, "'measure' is of no known kind", { 0 }, { 0 } },
     { { "" }, 0, FS_CONFIG, "'' is no device", { 0 }, { 0 } },
@@ -89,7 +89,14 @@ static void gpus_are_named_by_the_drivers_numbers(void) {
     CHECK_INT(out[0].options.index, 3);
     CHECK_INT(out[1].options.index, 1);
 
-    /* "auto" asks for the GPU where there is one, and never falls back. */
+    /* All of them, and at least the first, so that opening it says what is missing. */
+    static const char *const all[] = { "cuda" };
+    CHECK_OK(fs_devices_resolve(all, 1, &(fs_device_options){ 0 }, out, &count));
+    int there = fs_cuda_backend.count();
+    CHECK_INT(count, there > 1 ? there : 1);
+    for (int i = 0; i < count; i++) CHECK_INT(out[i].options.index, i);
+
+    /* "auto" asks for the GPUs where there are any, and never falls back. */
     static const char *const preset[] = { "auto" };
     setenv("CUDA_VISIBLE_DEVICES", "", 1);
     CHECK_OK(fs_devices_resolve(preset, 1, &(fs_device_options){ 0 }, out, &count));

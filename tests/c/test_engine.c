@@ -88,6 +88,46 @@ static void a_slot_is_free_when_its_carry_has_left(void) {
     end();
 }
 
+/* Several replicas, and combinations that the planner makes. */
+static void placed_by_the_planner(void) {
+    static const char *const ways[] = { NULL, "replicate", "replicate=2,split=2", "split=3", "split=1,replicate" };
+    start();
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        setup s = { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" }, .device_count = 4, .parallel = ways[i] };
+        if (ways[i] && !strcmp(ways[i], "split=3")) s.device_count = 3;
+        check_modes(&s, ways[i] ? ways[i] : "auto");
+    }
+    /* by hand: a replica of two stages, one that lies on a device of the first */
+    const setup by_hand = { .devices = { "cpu:0", "cpu:1" },
+                            .device_count = 2,
+                            .stage_count = 3,
+                            .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } }, { 0, 3, 1, { 1 } } } };
+    check_modes(&by_hand, "two replicas by hand");
+    end();
+}
+
+/* On a CPU replicas compute with one copy of the weights, charged to the device that loaded it. */
+static void weights_are_loaded_once(void) {
+    fs_device_stats stats[4];
+    start();
+    const setup s = { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" },
+                      .device_count = 4,
+                      .parallel = "replicate=2,tensor=2" };
+    fs_engine *e = opened(&model, &s);
+    for (int d = 0; d < 4; d++) CHECK_OK(fs_engine_device_stats(e, d, &stats[d]));
+    for (int d = 0; d < 2; d++) CHECK(stats[d].used[FS_WEIGHTS] > 0);
+    for (int d = 2; d < 4; d++) CHECK_INT(stats[d].used[FS_WEIGHTS], 0);
+    for (int r = 0; r < 2; r++) {
+        const fs_part *lender = &e->replicas[0].stages[0].parts[r], *other = &e->replicas[1].stages[0].parts[r];
+        CHECK(lender->weights == &lender->shard && other->weights == &lender->shard);
+    }
+    CHECK(strstr(fs_engine_numerics(e), "tensor 2"));
+    CHECK_TEXT(fs_engine_parallel(e), "replicate=2,tensor=2");
+    CHECK_INT(fs_engine_stats_read(e).replicas, 2);
+    fs_engine_close(e);
+    end();
+}
+
 static void tensor_shards(void) {
     static request q, first;
     start();
@@ -225,8 +265,12 @@ static void many_callers(void) {
           .stage_count = 2,
           .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_DELAY", "1", "FIRESTEEL_TEST_POISON", "1" } },
+        { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" },
+          .device_count = 4,
+          .parallel = "replicate=2,split=2",
+          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } },
     };
-    for (int s = 0; s < 3; s++) {
+    for (int s = 0; s < 4; s++) {
         fs_engine *e = opened(&model, &setups[s]);
         for (int i = 0; i < 8; i++) {
             callers[i].engine = e;
@@ -377,8 +421,9 @@ static void figures(void) {
 }
 
 TESTS({ "any_batch_any_threads", any_batch_any_threads }, { "slots_and_modes", slots_and_modes },
-      { "cut_after_every_layer", cut_after_every_layer },
+      { "cut_after_every_layer", cut_after_every_layer }, { "placed_by_the_planner", placed_by_the_planner },
       { "a_slot_is_free_when_its_carry_has_left", a_slot_is_free_when_its_carry_has_left },
-      { "tensor_shards", tensor_shards }, { "duplicates_are_computed_once", duplicates_are_computed_once },
-      { "many_callers", many_callers }, { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
+      { "weights_are_loaded_once", weights_are_loaded_once }, { "tensor_shards", tensor_shards },
+      { "duplicates_are_computed_once", duplicates_are_computed_once }, { "many_callers", many_callers },
+      { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
       { "the_eventfd_announces", the_eventfd_announces }, { "figures", figures })

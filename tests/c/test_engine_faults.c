@@ -130,9 +130,11 @@ static void close_with_running_jobs(void) {
 static void wrong_options(void) {
     fs_engine *e;
     start();
-    const setup two = { .devices = { "cpu:0", "cpu:1" }, .device_count = 2 };
-    CHECK_FAILS(open_as(&e, &model, &two), FS_CONFIG, "2 devices");
+    const setup two = { .devices = { "cpu:0", "cpu:1" }, .device_count = 2, .parallel = "split=3" };
+    CHECK_FAILS(open_as(&e, &model, &two), FS_CONFIG, "places the model on 3 devices and devices names 2");
     CHECK(e == NULL);
+    const setup both = { .parallel = "replicate", .stage_count = 1, .stages = { { 0, 3, 1, { 0 } } } };
+    CHECK_FAILS(open_as(&e, &model, &both), FS_CONFIG, "beside a plan written by hand");
     const setup twice = { .stage_count = 1, .stages = { { 0, 2, 1, { 0 } } } };
     CHECK_FAILS(open_as(&e, &model, &twice), FS_CONFIG, "the model has 3");
     const setup slots = { .knobs = { "FIRESTEEL_SLOTS", "0" } };
@@ -320,10 +322,70 @@ static void failing_ops(void) {
                 fs_job *next = NULL;
                 nap(0.001);
                 CHECK_FAILS(fs_engine_submit(e, &r, &next), FS_DEVICE, "fell off the bus");
+                CHECK(strstr(fs_error_text(), "the engine's only replica"));
                 fs_job_free(j);
                 CHECK_INT(fs_engine_stats_read(e).queued_rows, 0);
                 fs_engine_close(e);
             }
+    end();
+}
+
+/* A replica whose device fails is taken out: rows on their way there fail, those elsewhere and all later ones do not. */
+static void a_failed_replica_is_taken_out(void) {
+    static request held, q, later[5];
+    int done;
+    start();
+    for (int delay = 0; delay < 2; delay++) {
+        const setup s = { .devices = { "cpu:0", "cpu:1" },
+                          .device_count = 2,
+                          .parallel = "replicate",
+                          .knobs = { "FIRESTEEL_BATCH_TOKENS", "600", "FIRESTEEL_TEST_DELAY", delay ? "1" : "0" } };
+        fs_engine *e = opened(&model, &s);
+        gate_put(e); /* replica 0 */
+        e->replicas[1].stages[0].ops.layer_norm = failing;
+        failure = FS_DEVICE;
+        atomic_store(&calls_until_failure, 1);
+        make_rows(&held, 5, 4); /* one batch */
+        fs_job *a = submit(e, &held, &MEAN);
+        gate_await();
+        make_rows(&q, 6, 4);
+        fs_job *b = submit(e, &q, &MEAN); /* replica 0 has fewer free slots than replica 1 */
+        CHECK_FAILS(fs_job_wait(b, -1, &done), FS_DEVICE, "fell off the bus");
+        CHECK(strstr(fs_error_text(), "cpu:1"));
+        gate_set(0);
+        CHECK_OK(fs_job_wait(a, -1, &done));
+        check_same(&held, &reference_rows, &MEAN, "rows of the other replica");
+        fs_job_free(a);
+        fs_job_free(b);
+
+        fs_job *more[5]; /* more batches than the replica that is left has slots */
+        gate_set(1);
+        for (int i = 0; i < 5; i++) {
+            make_rows(&later[i], 5 + (uint64_t)i, ROWS);
+            more[i] = submit(e, &later[i], &MEAN);
+        }
+        gate_await();
+        nap(0.02);
+        gate_set(0);
+        for (int i = 0; i < 5; i++) {
+            CHECK_OK(fs_job_wait(more[i], -1, &done));
+            fs_job_free(more[i]);
+        }
+        check_same(&later[0], &reference_rows, &MEAN, "rows of the replica that is left");
+        CHECK_INT(fs_engine_stats_read(e).replicas, 1);
+        CHECK_INT(fs_engine_stats_read(e).failed_replicas, 1);
+
+        e->replicas[0].stages[0].ops.layer_norm = failing;
+        atomic_store(&calls_until_failure, 1);
+        fs_job *c = submit(e, &q, &MEAN), *next;
+        CHECK_FAILS(fs_job_wait(c, -1, &done), FS_DEVICE, "cpu:0");
+        nap(0.001);
+        const fs_request r = as_request(&q, &MEAN);
+        CHECK_FAILS(fs_engine_submit(e, &r, &next), FS_DEVICE, "the engine's last replica");
+        CHECK_INT(fs_engine_stats_read(e).queued_rows, 0);
+        fs_job_free(c);
+        fs_engine_close(e);
+    }
     end();
 }
 
@@ -437,10 +499,14 @@ static void every_allocation_can_fail(void) {
           .stage_count = 2,
           .stages = { { 0, 1, 1, { 1 } }, { 1, 3, 2, { 0, 1 } } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_COLLECTIVE_SECONDS", "1" } },
+        { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" },
+          .device_count = 4,
+          .parallel = "replicate=2,split=2",
+          .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } },
     };
     make_rows(&q, 5, 5);
     q.ids[0] = -1; /* a row error, too */
-    for (int s = 0; s < 2; s++) {
+    for (int s = 0; s < 3; s++) {
         int64_t live = fs_alloc_live();
         for (int n = 1; n < 3000; n++) {
             fs_alloc_fail_at(n);
@@ -462,5 +528,6 @@ TESTS({ "cancel_in_mid_run", cancel_in_mid_run }, { "close_with_running_jobs", c
       { "wrong_options", wrong_options },
       { "a_follower_is_freed_behind_a_full_window", a_follower_is_freed_behind_a_full_window },
       { "a_full_inbox_blocks", a_full_inbox_blocks }, { "a_fork_is_told", a_fork_is_told },
-      { "failing_ops", failing_ops }, { "a_row_without_room_fails_alone", a_row_without_room_fails_alone },
+      { "failing_ops", failing_ops }, { "a_failed_replica_is_taken_out", a_failed_replica_is_taken_out },
+      { "a_row_without_room_fails_alone", a_row_without_room_fails_alone },
       { "a_rank_that_stays_away", a_rank_that_stays_away }, { "every_allocation_can_fail", every_allocation_can_fail })

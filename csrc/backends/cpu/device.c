@@ -91,7 +91,7 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     d->poison = (int)poison;
     FS_GO(fs_cpu_path_find(o->path && *o->path ? o->path : fs_knob_text(FS_KNOB_CPU_PATH), &d->kernels));
     snprintf(d->head.numerics, sizeof d->head.numerics, "cpu %s", d->kernels->name);
-    FS_GO(fs_pool_open(&d->pool, threads, FS_CPU_SCRATCH));
+    if (!o->outline) FS_GO(fs_pool_open(&d->pool, threads, FS_CPU_SCRATCH));
     *out = &d->head;
     d = NULL;
 done:
@@ -230,8 +230,9 @@ static fs_status comm_open(fs_comm **out, fs_device *const ranks[], int size, do
 
 const fs_backend fs_cpu_backend = {
     .name = "cpu",
-    .in_host_memory = 1,
     .ops = &fs_cpu_ops,
+    .enough_tokens = 512,
+    .one_memory = 1,
     .count = count,
     .open = device_open,
     .close = device_close,

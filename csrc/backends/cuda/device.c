@@ -97,21 +97,29 @@ static int computes(const fs_device *head, fs_dtype dtype) {
     return dtype == FS_F32 || dtype == FS_F16 || (dtype == FS_BF16 && d->has_bf16);
 }
 
+/* An outline: a GPU that multiplies in every type, with its staging as fs_cuda_staging_open takes it. */
+static void draw(fs_cuda_device *d) {
+    snprintf(d->head.numerics, sizeof d->head.numerics, "cuda");
+    d->has_bf16 = 1;
+    d->head.budget.used[FS_STAGING] = (size_t)FS_CUDA_BUFFERS * FS_CUDA_BUFFER_BYTES;
+}
+
 static fs_status device_open(fs_device **out, const fs_device_options *o) {
     fs_status st = FS_OK;
     fs_cuda_device *d = NULL;
-    const fs_cu_api *cu;
-    const fs_lt_api *lt;
+    const fs_cu_api *cu = NULL;
+    const fs_lt_api *lt = NULL;
     int64_t poison;
     *out = NULL;
     if (o->path && *o->path)
         return fs_fail(FS_CONFIG, "cuda:%d: cpu_path='%.40s' is for CPU devices; leave it out, or use devices=\"cpu\"",
                        o->index, o->path);
     FS_TRY(fs_knob_int(FS_KNOB_TEST_POISON, 0, 1, &poison));
-    FS_TRY(fs_cu_open(&cu));
-    FS_TRY(fs_lt_open(&lt));
+    if (!o->outline) {
+        FS_TRY(fs_cu_open(&cu));
+        FS_TRY(fs_lt_open(&lt));
+    }
     FS_TRY(fs_alloc(&d, 1, sizeof *d));
-    d->cu = cu, d->lt = lt;
     d->ordinal = o->index;
     d->poison = (int)poison;
     d->head.backend = &fs_cuda_backend;
@@ -119,6 +127,12 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     fs_budget_init(&d->head.budget, d->head.name, o->max_memory);
     pthread_mutex_init(&d->loading, NULL);
     pthread_cond_init(&d->sent, NULL);
+    if (o->outline) {
+        draw(d);
+        *out = &d->head;
+        return FS_OK;
+    }
+    d->cu = cu, d->lt = lt;
     FS_GO(find_device(d));
     FS_GO(enter_first(d));
     FS_GO(describe(d));
@@ -215,6 +229,7 @@ const fs_backend fs_cuda_backend = {
     .name = "cuda",
     .ops = &fs_cuda_ops,
     .prepare = &fs_cuda_prepare,
+    .enough_tokens = 2048,
     .count = count,
     .open = device_open,
     .close = device_close,

@@ -46,7 +46,8 @@ def embed_job(
     **options: object,
 ) -> Job:
     """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
-    engine = dict.fromkeys(("devices", "dtype"), "auto") | dict.fromkeys(("max_memory", "threads", "cpu_path"))
+    engine = dict.fromkeys(("devices", "parallel", "dtype"), "auto")
+    engine |= dict.fromkeys(("max_memory", "threads", "cpu_path"))
     request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
     refuse_unknown(said_by, options, [*request, *engine, "details", "on_error", "max_errors"])
     engine |= {name: value for name, value in options.items() if name in engine}
@@ -89,6 +90,8 @@ def _check_engine(engine: dict[str, object]) -> None:
 
     string_tuple("devices", engine["devices"])
     dtype, path, threads = engine["dtype"], engine["cpu_path"], engine["threads"]
+    if not isinstance(engine["parallel"], str):
+        raise ConfigError(f'parallel is {engine["parallel"]!r}; a string such as "replicate" or "split" belongs there')
     if dtype not in ("auto", "fp32", "fp16", "bf16"):
         raise ConfigError(f'dtype is {dtype!r}; "auto", "fp32", "fp16" or "bf16" belongs there')
     if path is not None and path not in (paths := [name for name, _ in _core.host()["paths"]]):
