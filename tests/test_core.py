@@ -61,9 +61,9 @@ def test_bad_rows_are_named_and_the_others_computed(engine):
 @pytest.mark.parametrize(
     ("changes", "exception", "words"),
     [
-        ({"ids": IDS.astype(np.int64)}, TypeError, "ids must be"),
-        ({"ids": IDS[::2]}, TypeError, "ids must be"),
-        ({"ids": [1, 2]}, TypeError, "ids must be"),
+        ({"ids": IDS.astype(np.int64)}, TypeError, "rows must be"),
+        ({"ids": IDS[::2]}, TypeError, "rows must be"),
+        ({"ids": [1, 2]}, TypeError, "rows must be"),
         ({"offsets": OFFSETS.astype(np.int32)}, TypeError, "offsets must be"),
         ({"offsets": np.array([0, 4], dtype=np.int64)}, ValueError, "offsets must run"),
         ({"offsets": np.array([], dtype=np.int64)}, ValueError, "offsets must run"),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError, DeviceError, RequestError
-from firesteel.engine import LAST_WINDOW, FlatRows, _windows, byte_count
+from firesteel.engine import byte_count
+from firesteel.rows import LAST_WINDOW, FlatRows, windows_of
 
 TEXTS = ["the table", "", "parse a date string", "first"]
 
@@ -111,7 +112,7 @@ def test_many_rows_take_many_windows(engine):
     ids=lambda value: str(len(value)) if isinstance(value, list) else "",
 )
 def test_windows_are_bounded_by_rows_and_characters(rows, texts, sizes):
-    windows = list(_windows(rows, texts))
+    windows = list(windows_of(rows, texts))
     assert [end - begin for begin, end in windows] == sizes
     assert [begin for begin, _ in windows] == [sum(sizes[:i]) for i in range(len(sizes))]
 

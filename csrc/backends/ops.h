@@ -18,6 +18,7 @@ typedef struct {
     const int32_t *positions; /* [T] 0 ... in its sequence */
     const int32_t *offsets;   /* [B + 1] */
     int64_t T, B, longest;    /* upper bounds */
+    float *features; /* [T, D] where rows are features, not ids; layers may write over them */
 } fs_rows;
 
 /* What a driver thread gives a layer: where to enqueue, scratch, and its place in a tensor group. */
@@ -30,6 +31,7 @@ typedef struct {
     const fs_rows *rows;
     fs_comm *comm; /* NULL in a group of one */
     int rank, ranks;
+    const fs_rows *targets; /* of models with a decoder: as many sequences as rows; else NULL */
 } fs_step;
 
 /* X(enum, name in config.json, formula) */

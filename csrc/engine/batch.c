@@ -98,9 +98,10 @@ void fs_batch_enqueued(fs_batch *b, fs_part *part) {
 static void copy_row(const fs_batch *b, const fs_row *r, int64_t at, int64_t first_token) {
     const fs_request *q = &r->job->request;
     int per_token = q->task.kind == FS_TASK_HIDDEN_STATES;
-    int64_t rows = per_token ? r->tokens : 1;
+    const int64_t *offsets = q->targets.offsets ? q->targets.offsets : q->source.offsets;
+    int64_t rows = per_token ? offsets[r->index + 1] - offsets[r->index] : 1;
     const float *from = b->results + (per_token ? first_token : at) * b->result_stride;
-    float *to = q->out + (per_token ? q->offsets[r->index] : r->index) * b->width;
+    float *to = q->out + (per_token ? offsets[r->index] : r->index) * b->width;
     for (int64_t i = 0; i < rows; i++)
         memcpy(to + i * b->width, from + i * b->result_stride, (size_t)b->width * sizeof *to);
 }
@@ -123,7 +124,7 @@ static void copy_results(const fs_batch *b) {
         const fs_row *leader = b->rows[i], *r = leader;
         do copy_row(b, r, i, first_token);
         while ((r = r->next) != leader);
-        first_token += leader->tokens;
+        first_token += leader->target_tokens ? leader->target_tokens : leader->tokens;
     }
 }
 
@@ -160,12 +161,7 @@ static void advance(fs_batch *b) {
 
 /* Once more from the first stage, with the rows that are now the batch's. */
 static void start_again(fs_batch *b) {
-    b->tokens = b->longest = 0;
-    for (int64_t i = 0; i < b->count; i++) {
-        int32_t tokens = b->rows[i]->tokens;
-        b->tokens += tokens;
-        if (tokens > b->longest) b->longest = tokens;
-    }
+    fs_rows_count(b);
     b->open = 1;
     b->error.status = FS_OK;
     move_to(b, &b->replica->stages[0]);

@@ -36,6 +36,7 @@ static fs_status choose_load_threads(fs_engine *e) {
 static fs_status read_limits(fs_engine *e) {
     FS_TRY(choose_load_threads(e));
     FS_TRY(fs_capacity_read(&e->capacity, &e->set));
+    if (e->set.any_length) e->set.P = e->capacity.batch_tokens;
     e->limits = (fs_limits){ .max_tokens = e->capacity.batch_tokens, .max_rows = e->capacity.rows };
     return FS_OK;
 }

@@ -36,14 +36,21 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
 /* Fails what is unfinished with FS_CANCELLED, ends the threads, frees all. NULL is fine. */
 void fs_engine_close(fs_engine *e);
 
-/* Rows one after the other. Everything pointed at must live until the job is finished or cancelled. */
+/* Rows one after the other: token ids or features, as the model's settings say. */
+typedef struct {
+    const int32_t *ids;     /* [T] */
+    const float *features;  /* [T, width] */
+    int64_t width;          /* of the features */
+    const int64_t *offsets; /* [rows + 1], from 0 */
+} fs_tokens;
+
+/* Everything pointed at must live until the job is finished or cancelled. */
 typedef struct {
     fs_task task;
-    const int32_t *ids;     /* [T] */
-    const int64_t *offsets; /* [rows + 1], from 0 */
+    fs_tokens source, targets; /* targets: a decoder's input, one for each row; zeroed where the model has no decoder */
     int64_t rows;
-    float *out;          /* embed: [rows, width]; hidden states: [T, D] */
-    int64_t out_floats;  /* room in out, checked */
+    float *out; /* embed: [rows, width]; hidden states: [T, D], of the targets where there are some */
+    int64_t out_floats; /* room in out, checked */
 } fs_request;
 
 /* A row that was not computed; its part of `out` is untouched. */
@@ -54,7 +61,7 @@ typedef struct {
 } fs_row_error;
 
 /* Checks the rows and queues them. Wrong offsets or parameters: FS_REQUEST. A wrong row (an id outside the vocabulary,
- * too many tokens, none at all for embed) is a row error of the job, the others are computed. Blocks while the inbox is
+ * too many tokens, none at all for embed or beside targets) is a row error of the job, the others are computed. Blocks while the inbox is
  * full. */
 fs_status fs_engine_submit(fs_engine *e, const fs_request *r, fs_job **out);
 /* FS_OK and *done = 0 when the time (seconds, < 0: no limit) ran out. A failed job returns its failure, each time. */
@@ -76,13 +83,13 @@ const char *fs_engine_numerics(const fs_engine *e);
 int fs_engine_device_count(const fs_engine *e);
 
 typedef struct {
-    int64_t rows, duplicate_rows;   /* finished; of these copied from an equal row */
-    int64_t tokens, batches;        /* computed */
-    int64_t failed_rows;            /* with an error of their own, or of a job that failed or was cancelled */
+    int64_t rows, duplicate_rows; /* finished; of these copied from an equal row */
+    int64_t tokens, batches; /* computed */
+    int64_t failed_rows; /* with an error of their own, or of a job that failed or was cancelled */
     int64_t queued_rows; /* submitted, not yet in a batch */
     int64_t passes, streamed_bytes; /* over streamed layers, and what was brought for them */
     int replicas, failed_replicas; /* at work; taken out, because a device failed */
-    double open_seconds;           /* of fs_engine_open */
+    double open_seconds; /* of fs_engine_open */
 } fs_engine_stats;
 fs_engine_stats fs_engine_stats_read(fs_engine *e);
 

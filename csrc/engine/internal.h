@@ -60,7 +60,7 @@ struct fs_row {
     fs_row *bucket;      /* next leader of the hash bucket */
     uint64_t hash;
     int64_t index; /* in the request */
-    int32_t tokens;
+    int32_t tokens, target_tokens; /* tokens: of both */
     fs_row_state state;
 };
 
@@ -83,10 +83,17 @@ struct fs_job {
 };
 TAILQ_HEAD(fs_job_list, fs_job);
 
-/* Host or device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], at places
- * that depend on the limits only. */
+/* Host or device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], features
+ * [T, D] where a row is made of them, at places that depend on the limits only. */
 typedef struct {
     int32_t *offsets, *ids, *positions;
+    float *features; /* NULL: ids, or not the first stage */
+} fs_block_side;
+
+/* Whole numbers of both sides come first, then features, of which only those of the batch are uploaded. */
+typedef struct {
+    fs_block_side source, targets; /* targets: NULL where the model has none */
+    size_t number_bytes;
 } fs_block;
 
 /* A part's memory for one slot. Used by the part's driver while a batch is in the slot. */
@@ -118,7 +125,8 @@ struct fs_slot {
 typedef struct fs_batch {
     fs_replica *replica;
     fs_task task;
-    int64_t count, tokens, longest;
+    int64_t count, tokens, longest;           /* of the rows; tokens without those of targets */
+    int64_t target_tokens, longest_target;
     int64_t later;          /* rows behind those that wait for their turn, after the device had no room for all */
     int64_t width;          /* floats of a result row */
     fs_row **rows;          /* [count + later] leaders */
@@ -167,7 +175,7 @@ typedef struct {
 typedef struct {
     fs_work work;
     fs_step step;
-    fs_rows rows;
+    fs_rows rows, targets;
     fs_carry carry;
     fs_arena scratch;
     fs_status status;
@@ -263,10 +271,18 @@ void fs_job_row_too_big(fs_job *j, const fs_row *r, const fs_error *why);
 /* A row has landed, or the job was failed: finishes it if that was the last. */
 void fs_job_settle(fs_job *j);
 
-/* rows.c; all under the lock */
+/* rows.c */
+/* Row `row`, as the bytes that it is made of. */
+static inline const void *fs_tokens_row(const fs_tokens *t, int64_t row, size_t *bytes) {
+    const int64_t first = t->offsets[row], tokens = t->offsets[row + 1] - first;
+    *bytes = (size_t)tokens * (t->features ? (size_t)t->width * sizeof *t->features : sizeof *t->ids);
+    return t->features ? (const void *)(t->features + first * t->width) : (const void *)(t->ids + first);
+}
+/* All under the lock. */
 void fs_rows_admit(fs_engine *e, int64_t most);     /* NEW rows of the first job of the inbox */
 void fs_rows_list(fs_engine *e);                    /* fills the window */
 void fs_rows_take(fs_engine *e, fs_batch *b);       /* window -> batch, by fs_schedule */
+void fs_rows_count(fs_batch *b);                    /* the batch's tokens and longest, from its rows */
 void fs_rows_withdraw(fs_job *j);                   /* all that are not flying */
 void fs_rows_forget(fs_engine *e, fs_row *leader);  /* out of the hash table: nobody can follow from now on */
 

@@ -7,6 +7,7 @@
 #include "engine/internal.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -33,20 +34,43 @@ static fs_task plain_task(const fs_task *task) {
     return plain;
 }
 
+/* One side of a request: `input` says what the model takes, `what` is "rows" or "targets". */
+static fs_status check_tokens(const fs_settings *set, const fs_tokens *t, int64_t rows, fs_input input,
+                              const char *what) {
+    if (!t->offsets || t->offsets[0] != 0) return fs_fail(FS_REQUEST, "offsets of %s must start with 0", what);
+    for (int64_t i = 0; i < rows; i++)
+        if (t->offsets[i + 1] < t->offsets[i])
+            return fs_fail(FS_REQUEST, "offsets of %s fall from %lld to %lld at row %lld; they must never fall", what,
+                           (long long)t->offsets[i], (long long)t->offsets[i + 1], (long long)i);
+    const int64_t T = t->offsets[rows];
+    if (input == FS_IDS && t->features)
+        return fs_fail(FS_REQUEST, "%s are features where the model takes token ids, int32 [tokens]", what);
+    if (input == FS_FEATURES && t->ids)
+        return fs_fail(FS_REQUEST, "%s are token ids where the model takes features, float32 [tokens, %lld]", what,
+                       (long long)set->D);
+    if (t->features && t->width != set->D)
+        return fs_fail(FS_REQUEST, "%s are features of width %lld; the model takes width %lld", what,
+                       (long long)t->width, (long long)set->D);
+    if (T > FS_MOST_ROWS || (T > 0 && !t->ids && !t->features))
+        return fs_fail(FS_REQUEST, "offsets of %s end at %lld tokens where there are none", what, (long long)T);
+    return FS_OK;
+}
+
 static fs_status check_request(const fs_engine *e, const fs_request *r) {
-    FS_TRY(fs_task_check(&r->task, &e->set));
+    const fs_settings *set = &e->set;
+    FS_TRY(fs_task_check(&r->task, set));
     if (r->rows < 0 || r->rows > FS_MOST_ROWS)
         return fs_fail(FS_REQUEST, "a request has %lld rows; it may have 0 to %lld", (long long)r->rows,
                        (long long)FS_MOST_ROWS);
-    if (!r->offsets || r->offsets[0] != 0) return fs_fail(FS_REQUEST, "offsets must start with 0");
-    for (int64_t i = 0; i < r->rows; i++)
-        if (r->offsets[i + 1] < r->offsets[i])
-            return fs_fail(FS_REQUEST, "offsets fall from %lld to %lld at row %lld; they must never fall",
-                           (long long)r->offsets[i], (long long)r->offsets[i + 1], (long long)i);
-    int64_t T = r->offsets[r->rows], width = fs_task_width(&r->task, &e->set);
-    int64_t out_rows = r->task.kind == FS_TASK_EMBED ? r->rows : T;
-    if (T > FS_MOST_ROWS || (T > 0 && !r->ids))
-        return fs_fail(FS_REQUEST, "offsets end at %lld token ids where there are none", (long long)T);
+    FS_TRY(check_tokens(set, &r->source, r->rows, set->rows, "rows"));
+    if (set->targets == FS_NOTHING && r->targets.offsets)
+        return fs_fail(FS_REQUEST, "targets were given to a model without a decoder; leave them out");
+    if (set->targets != FS_NOTHING && !r->targets.offsets)
+        return fs_fail(FS_REQUEST, "the model has a decoder, whose input is missing; give targets, one for each row");
+    if (set->targets != FS_NOTHING) FS_TRY(check_tokens(set, &r->targets, r->rows, set->targets, "targets"));
+    const fs_tokens *counted = set->targets == FS_NOTHING ? &r->source : &r->targets;
+    int64_t width = fs_task_width(&r->task, set);
+    int64_t out_rows = r->task.kind == FS_TASK_EMBED ? r->rows : counted->offsets[r->rows];
     if (out_rows > 0 && (!r->out || r->out_floats / width < out_rows))
         return fs_fail(FS_REQUEST, "out has room for %lld floats; the result has %lld rows of %lld",
                        (long long)r->out_floats, (long long)out_rows, (long long)width);
@@ -73,36 +97,82 @@ static int64_t first_foreign(const int32_t *ids, int64_t tokens, int64_t V) {
     return t;
 }
 
-/* Wrong rows get an error, rows without tokens have nothing to compute; the others become j->rows. */
-static fs_status check_rows(fs_job *j) {
+static int64_t tokens_of(const fs_tokens *t, int64_t row) { return t->offsets[row + 1] - t->offsets[row]; }
+
+static fs_status row_error(fs_job *j, int64_t row, fs_row_code code, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static fs_status row_error(fs_job *j, int64_t row, fs_row_code code, const char *format, ...) {
+    va_list args;
+    FS_TRY(add_error(j, row));
+    fs_row_error *error = &j->errors[j->error_count - 1];
+    error->code = code;
+    va_start(args, format);
+    vsnprintf(error->text, sizeof error->text, format, args);
+    va_end(args);
+    return FS_OK;
+}
+
+static fs_status too_long(fs_job *j, int64_t i, int64_t tokens, int64_t targets) {
+    const fs_settings *set = &j->engine->set;
+    char both[64] = "";
+    if (!set->any_length)
+        return row_error(j, i, FS_ROW_TOO_LONG, "row %lld has %lld tokens; the model takes %lld, so truncate it",
+                         (long long)i, (long long)tokens, (long long)set->P);
+    if (targets) snprintf(both, sizeof both, ", %lld of them targets", (long long)targets);
+    return row_error(j, i, FS_ROW_TOO_LONG,
+                     "row %lld has %lld tokens%s; a batch has room for %lld, so shorten it or raise "
+                     "FIRESTEEL_BATCH_TOKENS",
+                     (long long)i, (long long)(tokens + targets), both, (long long)set->P);
+}
+
+/* *good: every id of the row is in the vocabulary; else it has got an error. */
+static fs_status check_ids(fs_job *j, int64_t i, const fs_tokens *t, const char *what, int *good) {
+    const int64_t tokens = tokens_of(t, i), V = j->engine->set.V;
+    const int32_t *ids = t->ids + t->offsets[i];
+    *good = 1;
+    if (t->features) return FS_OK;
+    const int64_t foreign = first_foreign(ids, tokens, V);
+    if (foreign == tokens) return FS_OK;
+    *good = 0;
+    return row_error(j, i, FS_ROW_SCHEMA,
+                     "row %lld has token id %d at %s %lld; the vocabulary has 0 to %lld, so check the tokenizer",
+                     (long long)i, (int)ids[foreign], what, (long long)foreign, (long long)V - 1);
+}
+
+static uint64_t hash_of(const fs_tokens *t, int64_t row, uint64_t seed) {
+    size_t bytes;
+    const void *content = fs_tokens_row(t, row, &bytes);
+    return fs_hash(content, bytes, seed);
+}
+
+static fs_status check_row(fs_job *j, int64_t i, uint64_t seed) {
     const fs_settings *set = &j->engine->set;
     const fs_request *r = &j->request;
-    uint64_t seed = fs_hash(&r->task, sizeof r->task, 0);
-    for (int64_t i = 0; i < r->rows; i++) {
-        int64_t tokens = r->offsets[i + 1] - r->offsets[i], foreign = 0;
-        const int32_t *ids = tokens ? r->ids + r->offsets[i] : NULL;
-        fs_row_error *error;
-        if (tokens == 0 && r->task.kind == FS_TASK_HIDDEN_STATES) continue;
-        if (tokens > 0 && tokens <= set->P && (foreign = first_foreign(ids, tokens, set->V)) == tokens) {
-            fs_row *row = &j->rows[j->row_count++];
-            *row = (fs_row){ .job = j, .next = row, .prev = row, .index = i, .tokens = (int32_t)tokens };
-            row->hash = fs_hash(ids, (size_t)tokens * sizeof *ids, seed);
-            continue;
-        }
-        FS_TRY(add_error(j, i));
-        error = &j->errors[j->error_count - 1];
-        error->code = tokens > set->P ? FS_ROW_TOO_LONG : FS_ROW_SCHEMA;
-        if (tokens == 0)
-            snprintf(error->text, sizeof error->text, "row %lld has no tokens; an embedding needs at least one",
-                     (long long)i);
-        else if (tokens > set->P)
-            snprintf(error->text, sizeof error->text, "row %lld has %lld tokens; the model takes %lld, so truncate it",
-                     (long long)i, (long long)tokens, (long long)set->P);
-        else
-            snprintf(error->text, sizeof error->text,
-                     "row %lld has token id %d at token %lld; the vocabulary has 0 to %lld, so check the tokenizer",
-                     (long long)i, (int)ids[foreign], (long long)foreign, (long long)set->V - 1);
-    }
+    const int decodes = r->targets.offsets != NULL;
+    int64_t tokens = tokens_of(&r->source, i), targets = decodes ? tokens_of(&r->targets, i) : 0;
+    int good;
+    if ((decodes ? targets : tokens) == 0 && r->task.kind == FS_TASK_HIDDEN_STATES) return FS_OK; /* nothing to do */
+    if (tokens == 0)
+        return row_error(j, i, FS_ROW_SCHEMA, "row %lld has no tokens; %s", (long long)i,
+                         decodes ? "its targets need at least one to attend to" : "an embedding needs at least one");
+    if (tokens > set->P || targets > set->P - tokens) return too_long(j, i, tokens, targets);
+    FS_TRY(check_ids(j, i, &r->source, "token", &good));
+    if (good && decodes) FS_TRY(check_ids(j, i, &r->targets, "target", &good));
+    if (!good) return FS_OK;
+    fs_row *row = &j->rows[j->row_count++];
+    *row = (fs_row){ .job = j, .next = row, .prev = row, .index = i };
+    row->tokens = (int32_t)(tokens + targets);
+    row->target_tokens = (int32_t)targets;
+    row->hash = hash_of(&r->source, i, seed);
+    if (decodes) row->hash = hash_of(&r->targets, i, row->hash);
+    return FS_OK;
+}
+
+/* Wrong rows get an error, rows without tokens have nothing to compute; the others become j->rows. */
+static fs_status check_rows(fs_job *j) {
+    const fs_request *r = &j->request;
+    const uint64_t seed = fs_hash(&r->task, sizeof r->task, 0);
+    for (int64_t i = 0; i < r->rows; i++) FS_TRY(check_row(j, i, seed));
     return FS_OK;
 }
 

@@ -8,11 +8,20 @@
 
 #include <string.h>
 
-static const int32_t *ids_of(const fs_row *r) { return r->job->request.ids + r->job->request.offsets[r->index]; }
+static int equal_tokens(const fs_tokens *a, int64_t row_a, const fs_tokens *b, int64_t row_b) {
+    size_t bytes, other;
+    const void *x, *y;
+    if (!a->offsets) return 1; /* neither has targets: jobs of one engine are alike */
+    x = fs_tokens_row(a, row_a, &bytes);
+    y = fs_tokens_row(b, row_b, &other);
+    return bytes == other && !memcmp(x, y, bytes);
+}
 
 static int equal(const fs_row *a, const fs_row *b) {
-    return a->hash == b->hash && a->job->task == b->job->task && a->tokens == b->tokens &&
-           !memcmp(ids_of(a), ids_of(b), (size_t)a->tokens * sizeof(int32_t));
+    const fs_request *x = &a->job->request, *y = &b->job->request;
+    return a->hash == b->hash && a->job->task == b->job->task &&
+           equal_tokens(&x->source, a->index, &y->source, b->index) &&
+           equal_tokens(&x->targets, a->index, &y->targets, b->index);
 }
 
 static fs_row **bucket_of(fs_engine *e, const fs_row *r) { return &e->buckets[r->hash % FS_BUCKETS]; }
@@ -87,23 +96,34 @@ static void close_gaps(fs_engine *e) {
     e->listed = kept;
 }
 
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+void fs_rows_count(fs_batch *b) {
+    b->tokens = b->longest = b->target_tokens = b->longest_target = 0;
+    for (int64_t i = 0; i < b->count; i++) {
+        const int64_t targets = b->rows[i]->target_tokens, tokens = b->rows[i]->tokens - targets;
+        b->tokens += tokens;
+        b->target_tokens += targets;
+        b->longest = larger(b->longest, tokens);
+        b->longest_target = larger(b->longest_target, targets);
+    }
+}
+
 void fs_rows_take(fs_engine *e, fs_batch *b) {
     int64_t n = fs_schedule(e->pending, e->listed, &e->limits, e->picked);
     b->count = n;
-    b->tokens = b->longest = 0;
     for (int64_t i = 0; i < n; i++) {
         fs_row *r = e->listed_rows[e->picked[i]];
         r->state = FS_FLYING;
         r->job->flying++;
         b->rows[i] = r;
-        b->tokens += r->tokens;
-        if (r->tokens > b->longest) b->longest = r->tokens;
     }
+    fs_rows_count(b);
     b->task = b->rows[0]->job->request.task;
     b->width = b->rows[0]->job->width;
     e->stats.queued_rows -= n;
     e->stats.batches++;
-    e->stats.tokens += b->tokens;
+    e->stats.tokens += b->tokens + b->target_tokens;
     close_gaps(e);
     if (e->stats.queued_rows <= FS_INBOX_ROWS) pthread_cond_broadcast(&e->room);
 }

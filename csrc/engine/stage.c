@@ -6,14 +6,31 @@
 
 #include <string.h>
 
-static fs_block block_at(const fs_engine *e, void *at) {
-    fs_block b = { .offsets = at };
-    b.ids = b.offsets + fs_block_ints(e->capacity.rows + 1);
-    b.positions = b.ids + fs_block_ints(e->capacity.tokens);
+static fs_block_side side_at(const fs_capacity *c, int32_t *at) {
+    fs_block_side side = { .offsets = at };
+    side.ids = side.offsets + fs_block_ints(c->rows + 1);
+    side.positions = side.ids + fs_block_ints(c->tokens);
+    return side;
+}
+
+static fs_block block_at(const fs_stage *stage, void *at) {
+    const fs_capacity *c = &stage->engine->capacity;
+    const fs_settings *set = &stage->engine->set;
+    fs_block b = { .source = side_at(c, at) };
+    int32_t *end = b.source.offsets + fs_block_side_ints(c);
+    size_t features = fs_block_feature_ints(set, c, stage->plan->first_layer, set->rows);
+    if (set->targets != FS_NOTHING) {
+        b.targets = side_at(c, end);
+        end += fs_block_side_ints(c);
+    }
+    b.number_bytes = (size_t)((char *)end - (char *)at);
+    if (features) b.source.features = (float *)end;
+    end += features;
+    if (fs_block_feature_ints(set, c, stage->plan->first_layer, set->targets)) b.targets.features = (float *)end;
     return b;
 }
 
-static fs_status space_open(fs_space *s, const fs_engine *e, fs_device *d, const fs_part_bytes *bytes) {
+static fs_status space_open(fs_space *s, const fs_stage *stage, fs_device *d, const fs_part_bytes *bytes) {
     const fs_backend *b = d->backend;
     FS_TRY(b->alloc(d, FS_WORKSPACE, bytes->arena, &s->arena_memory));
     FS_TRY(b->alloc(d, FS_WORKSPACE, bytes->block, &s->block_memory));
@@ -21,10 +38,10 @@ static fs_status space_open(fs_space *s, const fs_engine *e, fs_device *d, const
     if (bytes->out) FS_TRY(b->alloc_pinned(d, FS_STAGING, bytes->out, &s->out_memory));
     FS_TRY(b->event_new(d, &s->copied));
     FS_TRY(b->event_new(d, &s->done));
-    memset(s->pinned_memory.at, 0, s->pinned_memory.bytes); /* all of it is uploaded, whatever a batch fills */
+    memset(s->pinned_memory.at, 0, s->pinned_memory.bytes); /* all numbers are uploaded, whatever a batch fills */
     s->arena = fs_arena_over(s->arena_memory.at, bytes->arena);
-    s->device_block = block_at(e, s->block_memory.at);
-    s->host_block = block_at(e, s->pinned_memory.at);
+    s->device_block = block_at(stage, s->block_memory.at);
+    s->host_block = block_at(stage, s->pinned_memory.at);
     return FS_OK;
 }
 
@@ -53,7 +70,7 @@ static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
     FS_TRY(device->backend->queue_new(device, &p->queue));
     if (shard.streamed) FS_TRY(device->backend->alloc(device, FS_WORKSPACE, bytes.scratch, &p->scratch_memory));
     for (int s = 0; s < fs_stage_slots(stage->plan, &e->capacity); s++)
-        FS_TRY(space_open(&p->spaces[s], e, device, &bytes));
+        FS_TRY(space_open(&p->spaces[s], stage, device, &bytes));
     return FS_OK;
 }
 

@@ -7,31 +7,66 @@
 
 #include <string.h>
 
-/* What differs from batch to batch, into pinned memory. Only the first stage reads ids. */
-static void fill_block(const fs_block *to, const fs_batch *b, int with_ids) {
-    int32_t t = 0;
+/* One row behind the t tokens of those before it. Only the first stage reads ids and features. */
+static void fill_row(const fs_block_side *to, int64_t i, int32_t t, const fs_tokens *from, const fs_row *r, int first) {
+    const int64_t tokens = from->offsets[r->index + 1] - from->offsets[r->index];
+    size_t bytes;
+    const void *content = fs_tokens_row(from, r->index, &bytes);
+    to->offsets[i] = t;
+    to->offsets[i + 1] = t + (int32_t)tokens;
+    if (first && from->features) memcpy(to->features + t * from->width, content, bytes);
+    else if (first) memcpy(to->ids + t, content, bytes);
+    for (int32_t p = 0; p < tokens; p++) to->positions[t + p] = p;
+}
+
+/* What differs from batch to batch, into pinned memory. */
+static void fill_block(const fs_block *to, const fs_batch *b, int first) {
+    int32_t t = 0, targets = 0;
     for (int64_t i = 0; i < b->count; i++) {
         const fs_row *r = b->rows[i];
         const fs_request *q = &r->job->request;
-        to->offsets[i] = t;
-        if (with_ids) memcpy(to->ids + t, q->ids + q->offsets[r->index], (size_t)r->tokens * sizeof *to->ids);
-        for (int32_t p = 0; p < r->tokens; p++) to->positions[t + p] = p;
-        t += r->tokens;
+        fill_row(&to->source, i, t, &q->source, r, first);
+        if (q->targets.offsets) fill_row(&to->targets, i, targets, &q->targets, r, first);
+        t += r->tokens - r->target_tokens;
+        targets += r->target_tokens;
     }
-    to->offsets[b->count] = t;
+}
+
+static fs_status upload_features(fs_part *part, const fs_block_side *to, const fs_block_side *from, int64_t tokens) {
+    const size_t row = (size_t)part->stage->engine->set.D * sizeof *from->features;
+    if (!from->features) return FS_OK;
+    return part->driver->device->backend->upload(part->queue, to->features, from->features, (size_t)tokens * row);
+}
+
+static fs_status upload_block(fs_part *part, fs_space *space, const fs_batch *b) {
+    const fs_block *to = &space->device_block, *from = &space->host_block;
+    fill_block(from, b, part->stage->index == 0);
+    FS_TRY(part->driver->device->backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at,
+                                                 from->number_bytes));
+    FS_TRY(upload_features(part, &to->source, &from->source, b->tokens));
+    return upload_features(part, &to->targets, &from->targets, b->target_tokens);
+}
+
+static fs_rows rows_of(const fs_block_side *side, int64_t T, int64_t B, int64_t longest) {
+    return (fs_rows){ side->ids, side->positions, side->offsets, T, B, longest, side->features };
+}
+
+static fs_status fetch_view(fs_step *s, const fs_view *to, const fs_part *from_part, const fs_view *from) {
+    if (!from->at) return FS_OK;
+    return s->device->backend->peer_copy(s->queue, s->device, to->at, from_part->driver->device, from->at,
+                                         (size_t)(from->rows * from->stride) * fs_dtype_bytes(from->dtype));
 }
 
 /* The carry of the stage before, copied into this slot's arena. Rank 0 of a group holds what all of its ranks hold. */
 static fs_status fetch_carry(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, fs_carry *carry) {
-    const fs_part *from = &part->stage[-1].parts[0];
-    const fs_space *from_space = &from->spaces[b->slots[part->stage->index - 1]->index];
-    const fs_view *x = &from_space->carry.x;
+    const fs_stage *stage = part->stage;
+    const fs_part *from = &stage[-1].parts[0];
+    const fs_space *from_space = &from->spaces[b->slots[stage->index - 1]->index];
     const fs_backend *backend = s->device->backend;
-    FS_TRY(fs_arena_view(s->kept, x->dtype, x->rows, x->stride, &carry->x));
-    carry->x.cols = x->cols;
+    FS_TRY(fs_carry_push(s, &stage->engine->set, stage->plan->first_layer, carry));
     FS_TRY(backend->queue_wait(s->queue, from_space->done));
-    FS_TRY(backend->peer_copy(s->queue, s->device, carry->x.at, from->driver->device, x->at,
-                              (size_t)(x->rows * x->stride) * fs_dtype_bytes(x->dtype)));
+    FS_TRY(fetch_view(s, &carry->x, from, &from_space->carry.x));
+    FS_TRY(fetch_view(s, &carry->other, from, &from_space->carry.other));
     return backend->event_record(space->copied, s->queue);
 }
 
@@ -60,7 +95,8 @@ static void run_open(fs_run *r, fs_part *part, fs_space *space) {
                          .rows = &r->rows,
                          .comm = part->stage->comm,
                          .rank = part->rank,
-                         .ranks = part->stage->plan->ranks };
+                         .ranks = part->stage->plan->ranks,
+                         .targets = part->stage->engine->set.targets == FS_NOTHING ? NULL : &r->targets };
 }
 
 static fs_status begin(fs_run *r) {
@@ -69,20 +105,14 @@ static fs_status begin(fs_run *r) {
     fs_batch *b = r->work.batch;
     const fs_backend *backend = r->step.device->backend;
     const fs_settings *set = &part->stage->engine->set;
-    const int first = part->stage->index == 0;
     const fs_block *block = &space->device_block;
-    r->rows = (fs_rows){ .ids = block->ids,
-                         .positions = block->positions,
-                         .offsets = block->offsets,
-                         .T = b->tokens,
-                         .B = b->count,
-                         .longest = b->longest };
+    r->rows = rows_of(&block->source, b->tokens, b->count, b->longest);
+    r->targets = rows_of(&block->targets, b->target_tokens, b->count, b->longest_target);
     fs_arena_reset(&space->arena, 0);
     FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
-    fill_block(&space->host_block, b, first);
-    FS_TRY(backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at, space->pinned_memory.bytes));
-    if (first) return set->arch->begin(&r->step, set, part->weights->ends, &r->carry);
-    return fetch_carry(&r->step, part, space, b, &r->carry);
+    FS_TRY(upload_block(part, space, b));
+    if (part->stage->index > 0) FS_TRY(fetch_carry(&r->step, part, space, b, &r->carry));
+    return fs_forward_begin(&r->step, set, part->weights->ends, part->stage->plan->first_layer, &r->carry);
 }
 
 static fs_status finish(fs_run *r) {
@@ -121,7 +151,8 @@ static fs_status run_layer(fs_pass *p, int layer) {
     FS_TRY(layer_weights(p, layer, &weights, &streamed));
     for (int i = 0; i < p->count; i++) {
         fs_run *r = &p->runs[i];
-        if (r->status == FS_OK) fail(r, set->arch->run_layer(&r->step, set, weights, &r->carry));
+        if (r->status == FS_OK)
+            fail(r, fs_forward_layer(&r->step, set, p->part->weights->ends, layer, weights, &r->carry));
     }
     if (!streamed) return FS_OK;
     p->streamed_bytes += fs_stream_layer_bytes(p->part->stream, layer);
@@ -178,13 +209,14 @@ static fs_status prepare_step(fs_pass *p, const fs_ops *ops) {
     const fs_task task = fs_plan_task();
     fs_view out;
     run_open(r, part, &part->spaces[0]);
+    const fs_rows most = fs_plan_rows(set, &stage->engine->capacity);
     const fs_block *block = &part->spaces[0].device_block;
-    r->rows = fs_plan_rows(set, &stage->engine->capacity);
-    r->rows.ids = block->ids, r->rows.positions = block->positions, r->rows.offsets = block->offsets;
+    r->rows = rows_of(&block->source, most.T, most.B, most.longest);
+    r->targets = rows_of(&block->targets, most.T, most.B, most.longest);
     r->step.ops = ops;
     fs_arena_reset(r->step.kept, 0);
-    if (stage->index == 0) FS_TRY(set->arch->begin(&r->step, set, part->weights->ends, &r->carry));
-    else FS_TRY(fs_keep(&r->step, FS_F32, r->rows.T, set->D, &r->carry.x));
+    if (stage->index > 0) FS_TRY(fs_carry_push(&r->step, set, stage->plan->first_layer, &r->carry));
+    FS_TRY(fs_forward_begin(&r->step, set, part->weights->ends, stage->plan->first_layer, &r->carry));
     run_layers(p);
     if (r->status != FS_OK) return fs_error_raise(&r->error);
     return stage->last ? fs_task_finish(&r->step, set, &task, &r->carry, &out) : FS_OK;

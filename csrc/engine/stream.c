@@ -17,7 +17,7 @@ typedef enum { FS_SLAB_FREE, FS_SLAB_COMING, FS_SLAB_READY, FS_SLAB_TAKEN } slab
 
 typedef struct {
     fs_memory memory;
-    void *weights;  /* arch->layer_bytes */
+    void *weights;  /* room for a layer of any kind */
     fs_event *used; /* behind what uses the layer that was given back last */
     int was_used;
     int layer;
@@ -197,10 +197,13 @@ static fs_status open_store(fs_stream *s) {
 
 static fs_status open_slabs(fs_stream *s, int slabs) {
     const fs_backend *b = s->device->backend;
+    size_t most = 0; /* layers may be of two kinds */
+    for (int k = s->first; k < s->end; k++)
+        if (fs_kind_of(s->set, k)->bytes > most) most = fs_kind_of(s->set, k)->bytes;
     s->bytes = fs_shard_slab_bytes(s->set, &s->plan, s->device);
     for (; s->slab_count < slabs; s->slab_count++) {
         slab *to = &s->slabs[s->slab_count];
-        fs_status st = fs_alloc(&to->weights, 1, s->set->arch->layer_bytes);
+        fs_status st = fs_alloc(&to->weights, 1, most);
         if (st == FS_OK) st = b->alloc(s->device, FS_WEIGHTS, s->bytes, &to->memory);
         if (st == FS_OK) st = b->event_new(s->device, &to->used);
         if (st == FS_OK) continue;

@@ -10,19 +10,32 @@
 #include "models/checkpoint.h"
 
 typedef struct fs_arch fs_arch;
+typedef struct fs_layer_kind fs_layer_kind;
 
 /* The widest head that attention takes on every backend: a tile of its keys and values must fit a thread's scratch. */
 #define FS_MAX_HEAD_WIDTH 256
+
+/* What a row, or its targets, are made of. */
+typedef enum { FS_NOTHING, FS_IDS, FS_FEATURES } fs_input;
 
 /* What any architecture may need of its config; keys fill it by offset. */
 typedef struct {
     const fs_arch *arch;
     int64_t L, D, H, E, F, V, P; /* layers, width, heads, head width, inner width, vocabulary, positions */
+    int any_length;              /* no positions limit a row: P is what a batch has room for, the engine's to say */
+    fs_input rows, targets;      /* targets: a decoder's input, one for each row */
+    const fs_layer_kind *kinds[2]; /* of layers [0, border) and [border, L); one kind alone: border = L */
+    int64_t border;
+    char prefix[128]; /* of the tensor names, found in them; where the architecture says which there are: empty */
     int64_t types;               /* of tokens */
     float eps;
     fs_activation activation;
     fs_dtype dtype; /* of the products; all else is fp32 */
     int any_dtype;  /* "auto": the devices decide, see fs_settings_choose_dtype */
+    /* PyTorch's modules (arch/torch_transformer.c); `bias` to `norms_bias` are conditions of weights. */
+    int64_t encoder_layers, decoder_layers;
+    int part, activation_name, norm_first, causal_targets;
+    int bias, embedded, norm, norm_bias, norms, norms_bias;
 } fs_settings;
 
 /* One key of config.json. */
@@ -32,12 +45,15 @@ typedef struct {
         FS_KEY_SIZE,       /* a whole number >= 1 into an int64_t of fs_settings */
         FS_KEY_NUMBER,     /* a number > 0 into a float */
         FS_KEY_ACTIVATION, /* a name into an fs_activation */
+        FS_KEY_FLAG,       /* true or false into an int */
+        FS_KEY_CHOICE,     /* one of `choices` into an int, its place among them */
         FS_KEY_MUST,       /* must be absent, null or as `preset` says: anything else changes the mathematics */
         FS_KEY_IGNORED,    /* known, and without effect on what we compute */
     } kind;
     size_t slot;        /* offsetof(fs_settings, ...) */
     const char *preset; /* value when absent, as text; NULL: required (of FS_KEY_MUST: must be absent or null) */
     int64_t most;       /* FS_KEY_SIZE: the largest value taken; keeps every product of sizes within int64 */
+    const char *const *choices; /* FS_KEY_CHOICE: ends with NULL */
 } fs_key_row;
 
 /* How a weight may be cut over the ranks of a tensor group. */
@@ -51,8 +67,12 @@ typedef enum {
 /* A dimension, as a letter of fs_settings. */
 typedef enum { FS_DIM_ONE, FS_DIM_D, FS_DIM_F, FS_DIM_V, FS_DIM_P, FS_DIM_TYPES, FS_DIM_HE } fs_dim;
 
+/* Where a weight outside the layers must live: with layer 0, with the last layer ahead of the border, with the last. */
+typedef enum { FS_AT_FIRST, FS_AT_BORDER, FS_AT_LAST } fs_where;
+
 /* One tensor of the checkpoint and where it goes. Neighbouring rows with the same slot are parts of one fused weight,
- * stacked along N in the order of the table (after the cut: rank r holds its part of each). */
+ * stacked along N in the order of the table (after the cut: rank r holds its part of each). Rows with the same name are
+ * the parts of one tensor, which is stacked in the file already. */
 typedef struct {
     const char *name; /* "attention.self.query.weight", after the prefix */
     size_t slot;      /* offsetof an fs_weight in the layer's or ends' struct */
@@ -60,36 +80,49 @@ typedef struct {
     fs_dim N, K; /* of this part; a VECTOR has N = FS_DIM_ONE and is stacked and cut along K */
     fs_cut cut;
     const char *also; /* what older files call the tensor, or NULL */
+    int part, parts;  /* this is part 0 ... parts - 1 of the tensor, along N; parts 0: all of it */
+    size_t when;      /* offsetof an int in fs_settings: no such weight where that is 0; 0: there always */
+    fs_where at;      /* outside the layers */
 } fs_weight_row;
 
-/* Where a weight outside the layers must live. */
-typedef enum { FS_AT_FIRST, FS_AT_LAST } fs_where;
-
-/* What goes from layer to layer. x crosses stage borders; `in` does not, and is made again behind one (fs_carry_in). */
+/* What goes from layer to layer. x and `other` cross stage borders; `in` does not, and is made again behind one
+ * (fs_carry_in). */
 typedef struct {
-    fs_view x;  /* [T, D], fp32 */
+    fs_view x;  /* [T, D], fp32: of the rows; where a decoder's layers run, of the targets */
     fs_view in; /* x as products read it, in their type: x itself where that is fp32. Not made yet: zeroed */
+    fs_view
+        other; /* models with targets: ahead of the decoder's layers what those begin with, fp32; then the memory that
+                      they attend to, in the type of the products */
 } fs_carry;
+
+/* Layers that have the same weights and do the same. */
+struct fs_layer_kind {
+    const char *prefix;           /* "encoder.layer.%d."; without a number there is one such layer */
+    const fs_weight_row *weights; /* ends with a NULL name */
+    size_t bytes;                 /* of the struct of fs_weight that `slot` points into */
+    fs_status (*run)(fs_step *s, const fs_settings *set, const void *layer, fs_carry *carry);
+    /* Behind the last layer of the kind, or NULL. */
+    fs_status (*end)(fs_step *s, const fs_settings *set, const void *ends, fs_carry *carry);
+};
 
 /* A pattern is a name, or the start of names with "*" behind it. */
 struct fs_arch {
     const char *model_type;          /* config.json's model_type */
     const char *const *names;        /* of config.json's architectures: patterns of those we read; ends with NULL */
     const char *const *refused;      /* patterns of those among them that we do not, decoders; ends with NULL */
-    const char *const *prefixes; /* before every tensor name; "" among them; ends with NULL */
+    const char *const *prefixes; /* before every tensor name; "" among them; ends with NULL. NULL: any, found */
     const char *const *unused; /* patterns of tensors that may be there and are not read; ends with NULL */
     const fs_key_row *keys; /* ends with a NULL key */
-    const char *layer_prefix; /* "encoder.layer.%d." */
-    const fs_weight_row *layer; /* ends with a NULL name */
+    const fs_layer_kind *kinds; /* ends with a NULL prefix; all layers are of the first one unless settle() says so */
     const fs_weight_row *ends; /* weights outside the layers */
-    fs_where ends_at; /* the stage that holds them */
-    size_t layer_bytes, ends_bytes; /* of the structs of fs_weight that `slot` points into */
+    size_t ends_bytes; /* of the struct of fs_weight that `slot` points into; where a stage lacks one, it is zeroed */
 
     /* After the keys were read: derived settings, combinations that cannot be. */
     fs_status (*settle)(fs_settings *set);
-    /* First stage: ids -> carry, which it keeps (fs_keep). */
+    /* What only the tensors tell; set->prefix was found. NULL: nothing. */
+    void (*look)(fs_settings *set, const fs_checkpoint *c);
+    /* First stage: ids or features -> carry, which it keeps (fs_keep). */
     fs_status (*begin)(fs_step *s, const fs_settings *set, const void *ends, fs_carry *carry);
-    fs_status (*run_layer)(fs_step *s, const fs_settings *set, const void *layer, fs_carry *carry);
 };
 
 /* registry.c */
@@ -110,14 +143,26 @@ fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_
 int64_t fs_dim_of(const fs_settings *set, fs_dim dim);
 /* Memory [rows, cols] until the step ends, for the carry; no scratch may be held meanwhile. Poisoned in the test mode. */
 fs_status fs_keep(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out);
+const fs_layer_kind *fs_kind_of(const fs_settings *set, int layer);
+/* Whether the layer is a decoder's: its x is of the targets. */
+static inline int fs_decodes(const fs_settings *set, int layer) {
+    return set->targets != FS_NOTHING && (set->border == set->L || layer >= set->border);
+}
 /* Scratch [rows, cols] of this step, poisoned in the test mode; given back by an fs_arena_reset. */
 fs_status fs_scratch(fs_step *s, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out);
 
-/* blocks.c: what two architectures share. Weights of a transformer block as fs_weight slots. */
+/* blocks.c: what two architectures share. Weights of a transformer block as fs_weight slots; biases may be missing. */
 typedef struct {
     fs_weight qkv, qkv_bias; /* [3*H*E, D], cut by heads */
     fs_weight out, out_bias; /* [D, H*E], cut by columns; the bias is added once */
 } fs_attention_weights;
+
+/* Attention of the targets to a memory: queries of the one, keys and values of the other. */
+typedef struct {
+    fs_weight q, q_bias;     /* [H*E, D], cut by heads */
+    fs_weight kv, kv_bias;   /* [2*H*E, D], cut by heads */
+    fs_weight out, out_bias; /* [D, H*E], cut by columns */
+} fs_cross_weights;
 
 typedef struct {
     fs_weight up, up_bias; /* [F, D], cut by rows */
@@ -129,10 +174,15 @@ fs_status fs_carry_in(fs_step *s, const fs_settings *set, fs_carry *carry);
 /* carry->x = layer_norm(x), and carry->in; both are there. */
 fs_status fs_norm_carry(fs_step *s, const fs_settings *set, fs_carry *carry, fs_view x, const fs_weight *gamma,
                         const fs_weight *beta);
-/* y[T,D] = carry's x + attention(x); y is fp32 and no part of the carry. */
+/* A weight that the checkpoint may lack: NULL where it does. */
+static inline const fs_weight *fs_given(const fs_weight *w) { return w->desc.K ? w : NULL; }
+/* y[T,D] = carry's x + attention(carry's in); y is fp32, and may be carry's x. causal: a token sees those up to itself. */
 fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y,
-                            const fs_carry *carry);
-/* y[T,D] = carry's x + down(activation(up(x))). */
+                            const fs_carry *carry, int causal);
+/* y[T,D] = carry's x + attention(carry's in -> carry's other, which has the rows `keys`); y as above. */
+fs_status fs_cross_attention(fs_step *s, const fs_settings *set, const fs_cross_weights *w, fs_view y,
+                             const fs_carry *carry, const fs_rows *keys);
+/* y[T,D] = carry's x + down(activation(up(carry's in))); y as above. */
 fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, const fs_carry *carry);
 
 /* What a batch is asked for (task.c). Pooling may name several; their vectors stand side by side. */

@@ -48,23 +48,28 @@ fs_status fs_norm_carry(fs_step *s, const fs_settings *set, fs_carry *carry, fs_
     return s->ops->layer_norm(s, carry->x, x, &norm);
 }
 
-/* y = x . w + bias + residual, where w holds this rank's columns. */
+/* y = x . w + bias + residual, where w holds this rank's columns; y may be the residual. */
 static fs_status product_of_parts(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_weight *bias,
                                   const fs_view *residual) {
-    const fs_epilogue none = { 0 }, rest = { .bias = bias, .residual = residual };
+    const fs_epilogue none = { 0 }, rest = { .bias = fs_given(bias), .residual = residual };
+    size_t mark = fs_arena_mark(s->arena);
+    fs_view sum = y;
     if (s->ranks <= 1) return s->ops->matmul(s, y, x, w, &rest);
-    FS_TRY(s->ops->matmul(s, y, x, w, &none));
-    FS_TRY(s->ops->all_reduce(s, y));
-    return s->ops->add(s, y, y, &rest);
+    if (y.at == residual->at) FS_TRY(fs_scratch(s, FS_F32, y.rows, y.cols, &sum));
+    FS_TRY(s->ops->matmul(s, sum, x, w, &none));
+    FS_TRY(s->ops->all_reduce(s, sum));
+    FS_TRY(s->ops->add(s, y, sum, &rest));
+    fs_arena_reset(s->arena, mark);
+    return FS_OK;
 }
 
 fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y,
-                            const fs_carry *carry) {
+                            const fs_carry *carry, int causal) {
     size_t mark = fs_arena_mark(s->arena);
     int heads = (int)(set->H / s->ranks);
     int64_t HE = heads * set->E; /* of this rank */
-    const fs_epilogue bias = { .bias = &w->qkv_bias };
-    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E) };
+    const fs_epilogue bias = { .bias = fs_given(&w->qkv_bias) };
+    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E), .causal = causal };
     fs_view qkv, context;
     FS_TRY(fs_scratch(s, set->dtype, y.rows, 3 * HE, &qkv));
     FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &context));
@@ -76,9 +81,28 @@ fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attenti
     return FS_OK;
 }
 
+fs_status fs_cross_attention(fs_step *s, const fs_settings *set, const fs_cross_weights *w, fs_view y,
+                             const fs_carry *carry, const fs_rows *keys) {
+    size_t mark = fs_arena_mark(s->arena);
+    int heads = (int)(set->H / s->ranks);
+    int64_t HE = heads * set->E; /* of this rank */
+    const fs_epilogue q_bias = { .bias = fs_given(&w->q_bias) }, kv_bias = { .bias = fs_given(&w->kv_bias) };
+    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E), .keys = keys };
+    fs_view q, kv, context;
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &q));
+    FS_TRY(fs_scratch(s, set->dtype, keys->T, 2 * HE, &kv));
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &context));
+    FS_TRY(s->ops->matmul(s, q, carry->in, &w->q, &q_bias));
+    FS_TRY(s->ops->matmul(s, kv, carry->other, &w->kv, &kv_bias));
+    FS_TRY(s->ops->attention(s, context, q, fs_view_cols(kv, 0, HE), fs_view_cols(kv, HE, HE), heads, &mask));
+    FS_TRY(product_of_parts(s, y, context, &w->out, &w->out_bias, &carry->x));
+    fs_arena_reset(s->arena, mark);
+    return FS_OK;
+}
+
 fs_status fs_mlp(fs_step *s, const fs_settings *set, const fs_mlp_weights *w, fs_view y, const fs_carry *carry) {
     size_t mark = fs_arena_mark(s->arena);
-    const fs_epilogue up = { .bias = &w->up_bias, .activation = set->activation };
+    const fs_epilogue up = { .bias = fs_given(&w->up_bias), .activation = set->activation };
     fs_view inner; /* [T, F of this rank] */
     FS_TRY(fs_scratch(s, set->dtype, y.rows, set->F / s->ranks, &inner));
     FS_TRY(s->ops->matmul(s, inner, carry->in, &w->up, &up));

@@ -20,8 +20,9 @@ fs_status fs_shard_check(const fs_settings *set, int ranks) {
 static int layers_of(const fs_shard_plan *plan) { return plan->last_layer - plan->first_layer - plan->streamed; }
 
 size_t fs_shard_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device) {
-    size_t bytes = (size_t)layers_of(plan) * fs_slab_bytes(set, plan, 0, device);
-    return plan->with_ends ? bytes + fs_slab_bytes(set, plan, FS_OUTSIDE, device) : bytes;
+    size_t bytes = fs_slab_bytes(set, plan, FS_OUTSIDE, device);
+    for (int i = 0; i < layers_of(plan); i++) bytes += fs_slab_bytes(set, plan, plan->first_layer + i, device);
+    return bytes;
 }
 
 size_t fs_shard_slab_bytes(const fs_settings *set, const fs_shard_plan *plan, fs_device *device) {
@@ -33,12 +34,19 @@ size_t fs_shard_slab_bytes(const fs_settings *set, const fs_shard_plan *plan, fs
     return most;
 }
 
+static fs_status slab_open(fs_memory *memory, fs_slab *slab, const fs_settings *set, const fs_shard_plan *plan,
+                           int layer, void *slots, fs_device *d) {
+    size_t bytes = fs_slab_bytes(set, plan, layer, d);
+    if (bytes > 0) FS_TRY(d->backend->alloc(d, FS_WEIGHTS, bytes, memory));
+    *slab = (fs_slab){ layer, slots, memory->at };
+    return FS_OK;
+}
+
 /* Memory for all slabs, and which they are; slabs has room for one more than there are layers. */
 static fs_status shard_open(fs_shard *out, fs_slab *slabs, const fs_settings *set, const fs_shard_plan *plan,
                             fs_device *d) {
-    const fs_backend *b = d->backend;
     int layers = layers_of(plan);
-    size_t all = fs_shard_bytes(set, plan, d), bytes = fs_slab_bytes(set, plan, 0, d);
+    size_t all = fs_shard_bytes(set, plan, d);
     *out = (fs_shard){ .plan = *plan, .device = d };
     /* All of it at once, so that the sentence says what the whole shard lacks and not its last layer. */
     FS_TRY(fs_budget_take(&d->budget, FS_WEIGHTS, all));
@@ -46,15 +54,12 @@ static fs_status shard_open(fs_shard *out, fs_slab *slabs, const fs_settings *se
     FS_TRY(fs_alloc(&out->layers, (size_t)layers, sizeof *out->layers));
     FS_TRY(fs_alloc(&out->layer_slabs, (size_t)layers, sizeof *out->layer_slabs));
     for (int i = 0; i < layers; i++) {
-        FS_TRY(fs_alloc(&out->layers[i], 1, set->arch->layer_bytes));
-        FS_TRY(b->alloc(d, FS_WEIGHTS, bytes, &out->layer_slabs[i]));
-        slabs[i] = (fs_slab){ plan->first_layer + i, out->layers[i], out->layer_slabs[i].at };
+        int layer = plan->first_layer + i;
+        FS_TRY(fs_alloc(&out->layers[i], 1, fs_kind_of(set, layer)->bytes));
+        FS_TRY(slab_open(&out->layer_slabs[i], &slabs[i], set, plan, layer, out->layers[i], d));
     }
-    if (!plan->with_ends) return FS_OK;
     FS_TRY(fs_alloc(&out->ends, 1, set->arch->ends_bytes));
-    FS_TRY(b->alloc(d, FS_WEIGHTS, fs_slab_bytes(set, plan, FS_OUTSIDE, d), &out->ends_slab));
-    slabs[layers] = (fs_slab){ FS_OUTSIDE, out->ends, out->ends_slab.at };
-    return FS_OK;
+    return slab_open(&out->ends_slab, &slabs[layers], set, plan, FS_OUTSIDE, out->ends, d);
 }
 
 /* Without a checkpoint only the shapes are made. */
@@ -63,7 +68,7 @@ static fs_status make_shard(fs_shard *out, const fs_checkpoint *c, const fs_sett
     fs_status st = FS_OK;
     fs_slab *slabs = NULL;
     fs_reading reading = { 0 };
-    int count = layers_of(plan) + (plan->with_ends != 0);
+    int count = layers_of(plan) + 1;
     *out = (fs_shard){ 0 };
     FS_GO(fs_shard_check(set, plan->ranks));
     FS_GO(fs_alloc(&slabs, (size_t)count, sizeof *slabs));

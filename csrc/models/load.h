@@ -16,7 +16,6 @@ fs_status fs_weights_check(const fs_checkpoint *c, const fs_settings *set);
 typedef struct {
     int first_layer, last_layer; /* [first, last) */
     int rank, ranks;             /* of the tensor group */
-    int with_ends;               /* hold the weights outside the layers */
     int streamed;                /* of the layers the last ones, which have no place here (engine/stream.h) */
 } fs_shard_plan;
 
@@ -24,8 +23,8 @@ typedef struct {
     fs_shard_plan plan;
     fs_device *device;
     fs_memory ends_slab, *layer_slabs;
-    void *ends;    /* arch->ends_bytes of fs_weight, or NULL */
-    void **layers; /* [last - first - streamed] of arch->layer_bytes */
+    void *ends;    /* arch->ends_bytes of fs_weight: those that live with its layers, the others zeroed */
+    void **layers; /* [last - first - streamed], each its kind's bytes */
 } fs_shard;
 
 /* Whether the settings can be cut `ranks` ways; FS_CONFIG says which number does not divide. */

@@ -26,7 +26,7 @@
 
 /* ---- what a rank holds ---- */
 
-/* One table row's part for this rank: rows [row, row + n) and columns [col, col + k) of the tensor [N, K]. */
+/* One table row's part for this rank: rows [row, row + n) and columns [col, col + k) of the tensor, rows of K. */
 typedef struct {
     int64_t N, K, row, n, col, k;
 } part;
@@ -36,15 +36,26 @@ static part part_of(const fs_settings *set, const fs_shard_plan *plan, const fs_
     int along_rows = w->cut == FS_CUT_ROWS || w->cut == FS_CUT_HEADS;
     p.n = p.N;
     p.k = p.K;
+    if (w->kind == FS_VECTOR) p.col = w->part * p.K;
+    else p.row = w->part * p.N;
     if (w->cut == FS_CUT_NONE) return p;
     if (along_rows && w->kind != FS_VECTOR) {
         p.n = p.N / plan->ranks;
-        p.row = p.n * plan->rank;
+        p.row += p.n * plan->rank;
     } else {
         p.k = p.K / plan->ranks;
-        p.col = p.k * plan->rank;
+        p.col += p.k * plan->rank;
     }
     return p;
+}
+
+/* Whether the shard holds the weights of the slot that begins with `row`. */
+static int holds(const fs_settings *set, const fs_shard_plan *plan, int layer, const fs_weight_row *row) {
+    if (!fs_weight_there(set, row)) return 0;
+    if (layer != FS_OUTSIDE) return 1;
+    if (row->at == FS_AT_FIRST) return plan->first_layer == 0;
+    const int64_t with = (row->at == FS_AT_BORDER ? set->border : set->L) - 1;
+    return plan->first_layer <= with && with < plan->last_layer;
 }
 
 /* Table rows [row, end) fill one slot. */
@@ -69,13 +80,10 @@ static fs_weight_desc slot_desc(const fs_settings *set, const fs_shard_plan *pla
     return d;
 }
 
-static const fs_weight_row *table_of(const fs_settings *set, int layer) {
-    return layer == FS_OUTSIDE ? set->arch->ends : set->arch->layer;
-}
-
 size_t fs_slab_bytes(const fs_settings *set, const fs_shard_plan *plan, int layer, fs_device *d) {
     size_t bytes = 0;
-    for (const fs_weight_row *row = table_of(set, layer); row->name; row = slot_end(row)) {
+    for (const fs_weight_row *row = fs_weight_table(set, layer); row->name; row = slot_end(row)) {
+        if (!holds(set, plan, layer, row)) continue;
         fs_weight_desc desc = slot_desc(set, plan, row);
         bytes += d->backend->weight_bytes(d, &desc);
     }
@@ -96,13 +104,17 @@ typedef struct {
 static int list_slots(slot *out, const fs_slab *slab, const fs_settings *set, const fs_shard_plan *plan, fs_device *d) {
     char *at = slab->at;
     int n = 0;
-    for (const fs_weight_row *row = table_of(set, slab->layer); row->name; row = slot_end(row), n++) {
-        if (!out) continue;
+    for (const fs_weight_row *row = fs_weight_table(set, slab->layer); row->name; row = slot_end(row)) {
+        if (!holds(set, plan, slab->layer, row)) continue;
+        if (!out) {
+            n++;
+            continue;
+        }
         out[n] = (slot){ .row = row,
                          .desc = slot_desc(set, plan, row),
                          .weight = (fs_weight *)((char *)slab->slots + row->slot),
                          .at = at };
-        at += d->backend->weight_bytes(d, &out[n].desc);
+        at += d->backend->weight_bytes(d, &out[n++].desc);
     }
     return n;
 }
@@ -146,7 +158,7 @@ struct fs_reader {
 static int64_t piece_bytes(const fs_settings *set, const fs_shard_plan *plan, int layer) {
     const int64_t widest = sizeof(float); /* of the types that are read */
     int64_t most = 0;
-    for (const fs_weight_row *w = table_of(set, layer); w->name; w++) {
+    for (const fs_weight_row *w = fs_weight_table(set, layer); w->name; w++) {
         part p = part_of(set, plan, w);
         int64_t row = p.K * widest, bytes = p.n * row < PIECE ? p.n * row : row > PIECE ? row : PIECE;
         if (w->kind == FS_VECTOR) bytes = slot_desc(set, plan, w).K * ((int64_t)sizeof(float) + widest);
@@ -157,7 +169,13 @@ static int64_t piece_bytes(const fs_settings *set, const fs_shard_plan *plan, in
 
 fs_status fs_reading_open(fs_reading *out, const fs_checkpoint *c, const fs_settings *set, const fs_shard_plan *plan,
                           fs_device *device, int readers) {
-    int64_t piece = piece_bytes(set, plan, 0), ends = plan->with_ends ? piece_bytes(set, plan, FS_OUTSIDE) : 0;
+    /* Layers are of two kinds at most, the first's and the last's. */
+    const int layers[] = { plan->first_layer, plan->last_layer - 1, FS_OUTSIDE };
+    int64_t piece = 1;
+    for (int i = 0; i < 3; i++) {
+        int64_t bytes = piece_bytes(set, plan, layers[i]);
+        if (bytes > piece) piece = bytes;
+    }
     *out = (fs_reading){ .c = c, .set = set, .plan = plan, .device = device };
     FS_TRY(fs_tensor_names_open(&out->names, c));
     out->prefix = fs_weight_prefix(&out->names, set);
@@ -165,7 +183,7 @@ fs_status fs_reading_open(fs_reading *out, const fs_checkpoint *c, const fs_sett
     for (; out->reader_count < readers; out->reader_count++) {
         fs_reader *r = &out->readers[out->reader_count];
         *r = (fs_reader){ .of = out, .fd = -1 };
-        FS_TRY(fs_alloc_aligned(&r->piece, (size_t)(piece > ends ? piece : ends)));
+        FS_TRY(fs_alloc_aligned(&r->piece, (size_t)piece));
     }
     return FS_OK;
 }
@@ -312,9 +330,9 @@ static fs_status run_readers(fs_reading *r, const slot *slots, int count) {
 static fs_status find_tensors(const fs_reading *r, const slot *s, int layer) {
     char name[FS_NAME_BYTES];
     for (int i = 0; i < slot_end(s->row) - s->row; i++) {
-        s->tensors[i] = fs_weight_tensor(&r->names, r->set->arch, r->prefix, layer, &s->row[i]);
+        s->tensors[i] = fs_weight_tensor(&r->names, r->set, r->prefix, layer, &s->row[i]);
         if (s->tensors[i]) continue;
-        fs_weight_name(name, r->set->arch, r->prefix, layer, s->row[i].name);
+        fs_weight_name(name, r->set, r->prefix, layer, s->row[i].name);
         return fs_fail(FS_CHECKPOINT, "%.300s lacks the tensor %.200s", r->c->name, name);
     }
     return FS_OK;
@@ -334,7 +352,7 @@ fs_status fs_reading_slabs(fs_reading *r, const fs_slab slabs[], int count) {
     size_t rows = 0, room = 0, n = 0, used = 0;
     for (int i = 0; i < count; i++) {
         room += (size_t)list_slots(NULL, &slabs[i], r->set, r->plan, r->device);
-        for (const fs_weight_row *row = table_of(r->set, slabs[i].layer); row->name; row++) rows++;
+        for (const fs_weight_row *row = fs_weight_table(r->set, slabs[i].layer); row->name; row++) rows++;
     }
     FS_GO(fs_alloc(&slots, room, sizeof *slots));
     FS_GO(fs_alloc(&tensors, rows, sizeof *tensors));

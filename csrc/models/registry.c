@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const fs_arch fs_bert;
+extern const fs_arch fs_bert, fs_torch_transformer;
 
-const fs_arch *const fs_archs[] = { &fs_bert, NULL };
+const fs_arch *const fs_archs[] = { &fs_bert, &fs_torch_transformer, NULL };
 
 int fs_pattern_matches(const char *pattern, const char *name) {
     size_t length = strlen(pattern);
@@ -23,6 +23,7 @@ static int in_table(const fs_weight_row *table, const char *name) {
 /* `name` behind "encoder.layer.17.", for any number; NULL when it does not start so. */
 static const char *behind_layer_prefix(const char *layer_prefix, const char *name) {
     const char *hole = strstr(layer_prefix, "%d");
+    if (!hole) return name;
     size_t before = (size_t)(hole - layer_prefix), after = strlen(hole + 2);
     if (strncmp(name, layer_prefix, before)) return NULL;
     const char *at = name + before;
@@ -32,23 +33,30 @@ static const char *behind_layer_prefix(const char *layer_prefix, const char *nam
 }
 
 static int knows(const fs_arch *a, const char *name) {
-    const char *rest = behind_layer_prefix(a->layer_prefix, name);
-    if (rest ? in_table(a->layer, rest) : in_table(a->ends, name)) return 1;
+    for (const fs_layer_kind *kind = a->kinds; kind->prefix; kind++) {
+        const char *rest = behind_layer_prefix(kind->prefix, name);
+        if (rest && in_table(kind->weights, rest)) return 1;
+    }
+    if (in_table(a->ends, name)) return 1;
     for (const char *const *p = a->unused; *p; p++)
         if (fs_pattern_matches(*p, name)) return 1;
     return 0;
 }
 
+static int knows_prefixed(const fs_arch *a, const char *name) {
+    for (const char *const *p = a->prefixes; p && *p; p++) {
+        size_t length = strlen(*p);
+        if (!strncmp(name, *p, length) && knows(a, name + length)) return 1;
+    }
+    /* Any prefix: the whole name, and what stands behind each of its dots. */
+    for (const char *at = a->prefixes ? NULL : name; at; at = strchr(at, '.'))
+        if (knows(a, at += *at == '.')) return 1;
+    return 0;
+}
+
 double fs_arch_share(const fs_arch *a, const fs_checkpoint *c) {
     int known = 0;
-    for (int i = 0; i < c->tensor_count; i++) {
-        int found = 0;
-        for (const char *const *p = a->prefixes; *p && !found; p++) {
-            size_t length = strlen(*p);
-            found = !strncmp(c->tensors[i].name, *p, length) && knows(a, c->tensors[i].name + length);
-        }
-        known += found;
-    }
+    for (int i = 0; i < c->tensor_count; i++) known += knows_prefixed(a, c->tensors[i].name);
     return c->tensor_count ? (double)known / c->tensor_count : 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/knobs.h"
 #include "models/listing.h"
+#include "models/weights.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -111,6 +112,23 @@ static fs_status read_activation(const fs_checkpoint *c, const fs_key_row *row, 
     return wrong(c, k, meaning);
 }
 
+static fs_status read_flag(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k, int *out) {
+    *out = k ? k->i != 0 : !strcmp(row->preset, "true");
+    return !k || k->kind == FS_BOOL ? FS_OK : wrong(c, k, "true or false");
+}
+
+static fs_status read_choice(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k, int *out) {
+    const char *name = !k ? row->preset : k->kind == FS_TEXT ? k->text : "";
+    fs_listing known = { 0 };
+    char meaning[300];
+    for (*out = 0; row->choices[*out]; ++*out) {
+        if (!strcmp(row->choices[*out], name)) return FS_OK;
+        fs_listing_add(&known, "%s", row->choices[*out]);
+    }
+    snprintf(meaning, sizeof meaning, "one of %.280s", fs_listing_end(&known));
+    return wrong(c, k, meaning);
+}
+
 /* A key that must have its preset value: anything else changes the mathematics. Empty lists and objects are one. */
 static int as_preset(const fs_config_key *k, const char *preset) {
     char value[80];
@@ -152,6 +170,8 @@ static fs_status read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoi
                            a->model_type);
         if (row->kind == FS_KEY_SIZE) FS_TRY(read_size(c, row, k, slot));
         else if (row->kind == FS_KEY_NUMBER) FS_TRY(read_number(c, row, k, slot));
+        else if (row->kind == FS_KEY_FLAG) FS_TRY(read_flag(c, row, k, slot));
+        else if (row->kind == FS_KEY_CHOICE) FS_TRY(read_choice(c, row, k, slot));
         else FS_TRY(read_activation(c, row, k, slot));
     }
     return FS_OK;
@@ -262,7 +282,12 @@ fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char 
     FS_TRY(check_classes(set.arch, c));
     FS_TRY(check_keys(set.arch, c));
     FS_TRY(read_keys(&set, set.arch, c));
+    set.rows = FS_IDS;
+    set.kinds[0] = set.arch->kinds;
+    set.border = set.L;
     FS_TRY(set.arch->settle(&set));
+    if (!set.arch->prefixes) fs_weight_find_prefix(&set, c);
+    if (set.arch->look) set.arch->look(&set, c);
     *out = set;
     return FS_OK;
 }

@@ -18,6 +18,8 @@ fs_status fs_task_check(const fs_task *task, const fs_settings *set) {
     }
     if (task->kind != FS_TASK_EMBED)
         return fs_fail(FS_REQUEST, "task %d is not known; there are embed and hidden_states", (int)task->kind);
+    if (set->targets != FS_NOTHING)
+        return fs_fail(FS_REQUEST, "embed takes models without a decoder; ask this one for hidden_states");
     if (task->pooling_count < 1 || task->pooling_count > FS_POOL_COUNT)
         return fs_fail(FS_REQUEST, "embed takes 1 to %d poolings, not %d", FS_POOL_COUNT, task->pooling_count);
     for (int i = 0; i < task->pooling_count; i++) {

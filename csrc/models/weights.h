@@ -11,11 +11,19 @@
 #define FS_NAME_BYTES 256
 #define FS_OUTSIDE    (-1) /* the layer number of weights outside the layers */
 
-void fs_weight_name(char out[FS_NAME_BYTES], const fs_arch *a, const char *prefix, int layer, const char *name);
-/* The tensor of a table row, under its own or its older name; NULL when the checkpoint has neither. */
-const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_arch *a, const char *prefix, int layer,
+/* The table of a layer, or of the weights outside the layers. */
+const fs_weight_row *fs_weight_table(const fs_settings *set, int layer);
+/* Whether a model with these settings has the weight. */
+int fs_weight_there(const fs_settings *set, const fs_weight_row *row);
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, const char *prefix, int layer, const char *name);
+/* The tensor of a table row, under its own or its older name; NULL when the checkpoint has neither. Where the prefix was
+ * found, a table of token vectors may also lie before it: "embedding.weight" beside "encoder.layers.0. ...". */
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, const char *prefix, int layer,
                                   const fs_weight_row *row);
-/* The prefix under which most of the tables' names are there; the first one when none is. */
+/* The prefix under which most of the tables' names are there; the first one when none is. The one found, where any may
+ * be. */
 const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set);
+/* set->prefix = what stands before the first weight of layer 0, which ends with a "."; nothing where that is nowhere. */
+void fs_weight_find_prefix(fs_settings *set, const fs_checkpoint *c);
 
 #endif

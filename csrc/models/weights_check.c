@@ -8,36 +8,76 @@
 #include <stdio.h>
 #include <string.h>
 
-void fs_weight_name(char out[FS_NAME_BYTES], const fs_arch *a, const char *prefix, int layer, const char *name) {
-    const char *hole = strstr(a->layer_prefix, "%d");
-    if (layer == FS_OUTSIDE) snprintf(out, FS_NAME_BYTES, "%s%s", prefix, name);
-    else
-        snprintf(out, FS_NAME_BYTES, "%s%.*s%d%s%s", prefix, (int)(hole - a->layer_prefix), a->layer_prefix, layer,
-                 hole + 2, name);
+const fs_weight_row *fs_weight_table(const fs_settings *set, int layer) {
+    return layer == FS_OUTSIDE ? set->arch->ends : fs_kind_of(set, layer)->weights;
 }
 
-const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_arch *a, const char *prefix, int layer,
+int fs_weight_there(const fs_settings *set, const fs_weight_row *row) {
+    return !row->when || *(const int *)((const char *)set + row->when);
+}
+
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, const char *prefix, int layer, const char *name) {
+    const char *kind = layer == FS_OUTSIDE ? "" : fs_kind_of(set, layer)->prefix, *hole = strstr(kind, "%d");
+    if (!hole) {
+        snprintf(out, FS_NAME_BYTES, "%s%s%s", prefix, kind, name);
+        return;
+    }
+    const int64_t number = layer < set->border ? layer : layer - set->border;
+    snprintf(out, FS_NAME_BYTES, "%s%.*s%lld%s%s", prefix, (int)(hole - kind), kind, (long long)number, hole + 2, name);
+}
+
+/* Under the parents of "model.encoder.": "model." and "". */
+static const fs_tensor *find_above(const fs_tensor_names *names, const char *prefix, const char *name) {
+    char whole[FS_NAME_BYTES];
+    const fs_tensor *t = NULL;
+    for (size_t length = strlen(prefix); length > 0 && !t;) {
+        length--;
+        while (length > 0 && prefix[length - 1] != '.') length--;
+        snprintf(whole, sizeof whole, "%.*s%s", (int)length, prefix, name);
+        t = fs_tensor_find(names, whole);
+    }
+    return t;
+}
+
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, const char *prefix, int layer,
                                   const fs_weight_row *row) {
     char name[FS_NAME_BYTES];
-    fs_weight_name(name, a, prefix, layer, row->name);
+    fs_weight_name(name, set, prefix, layer, row->name);
     const fs_tensor *t = fs_tensor_find(names, name);
+    if (!t && !set->arch->prefixes && row->kind == FS_TABLE) return find_above(names, prefix, row->name);
     if (t || !row->also) return t;
-    fs_weight_name(name, a, prefix, layer, row->also);
+    fs_weight_name(name, set, prefix, layer, row->also);
     return fs_tensor_find(names, name);
 }
 
 const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set) {
     const fs_arch *a = set->arch;
+    if (!a->prefixes) return set->prefix;
     const char *best = a->prefixes[0];
     int most = 0;
     for (const char *const *p = a->prefixes; *p; p++) {
         int found = 0;
         for (int layer = FS_OUTSIDE; layer < set->L; layer++)
-            for (const fs_weight_row *row = layer == FS_OUTSIDE ? a->ends : a->layer; row->name; row++)
-                found += fs_weight_tensor(names, a, *p, layer, row) != NULL;
+            for (const fs_weight_row *row = fs_weight_table(set, layer); row->name; row++)
+                found += fs_weight_tensor(names, set, *p, layer, row) != NULL;
         if (found > most) most = found, best = *p;
     }
     return best;
+}
+
+void fs_weight_find_prefix(fs_settings *set, const fs_checkpoint *c) {
+    char anchor[FS_NAME_BYTES];
+    size_t best = sizeof set->prefix;
+    fs_weight_name(anchor, set, "", 0, fs_weight_table(set, 0)->name);
+    for (int i = 0; i < c->tensor_count; i++) {
+        const char *name = c->tensors[i].name;
+        size_t length = strlen(name), tail = strlen(anchor), before = length - tail;
+        if (length < tail || before >= best || strcmp(name + before, anchor)) continue;
+        if (before > 0 && name[before - 1] != '.') continue;
+        best = before;
+        memcpy(set->prefix, name, before);
+        set->prefix[before] = 0;
+    }
 }
 
 /* What is wrong, by kind. */
@@ -55,6 +95,7 @@ static void show_shape(char *out, size_t bytes, const int64_t *shape, int rank) 
 static void check_one(complaints *bad, const fs_settings *set, const fs_weight_row *row, const fs_tensor *t) {
     int64_t want[2] = { fs_dim_of(set, row->N), fs_dim_of(set, row->K) };
     int rank = row->kind == FS_VECTOR ? 1 : 2;
+    want[rank == 1] *= row->parts ? row->parts : 1;
     const int64_t *shape = rank == 1 ? want + 1 : want;
     char has[120], means[120];
     int fits = t->rank == rank;
@@ -69,6 +110,7 @@ static void check_one(complaints *bad, const fs_settings *set, const fs_weight_r
 }
 
 static int may_be_there(const fs_arch *a, const char *name) {
+    if (!a->prefixes) return 0;
     for (const char *const *p = a->prefixes; *p; p++) {
         size_t length = strlen(*p);
         if (strncmp(name, *p, length)) continue;
@@ -86,13 +128,14 @@ static fs_status compare(complaints *bad, const fs_checkpoint *c, const fs_setti
     unsigned char *used;
     FS_TRY(fs_alloc(&used, (size_t)c->tensor_count, 1));
     for (int layer = FS_OUTSIDE; layer < set->L; layer++)
-        for (const fs_weight_row *row = layer == FS_OUTSIDE ? a->ends : a->layer; row->name; row++) {
-            const fs_tensor *t = fs_weight_tensor(names, a, prefix, layer, row);
+        for (const fs_weight_row *row = fs_weight_table(set, layer); row->name; row++) {
+            if (row->part > 0 || !fs_weight_there(set, row)) continue;
+            const fs_tensor *t = fs_weight_tensor(names, set, prefix, layer, row);
             if (t) {
                 used[t - c->tensors] = 1;
                 check_one(bad, set, row, t);
             } else {
-                fs_weight_name(name, a, prefix, layer, row->name);
+                fs_weight_name(name, set, prefix, layer, row->name);
                 fs_listing_add(&bad->missing, "%s", name);
             }
         }

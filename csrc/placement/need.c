@@ -12,7 +12,7 @@ fs_status fs_capacity_read(fs_capacity *out, const fs_settings *set) {
     FS_TRY(fs_knob_int(FS_KNOB_PASS_TOKENS, 1, 1 << 24, &pass));
     pass = (pass + tokens - 1) / tokens < FS_MAX_SLOTS ? (pass + tokens - 1) / tokens : FS_MAX_SLOTS;
     *out = (fs_capacity){ .batch_tokens = tokens,
-                          .tokens = tokens > set->P ? tokens : set->P,
+                          .tokens = set->any_length || tokens > set->P ? tokens : set->P,
                           .rows = tokens < FS_BATCH_ROWS ? tokens : FS_BATCH_ROWS,
                           .slots = (int)slots,
                           .pass_slots = (int)(pass > slots ? pass : slots) };
@@ -35,24 +35,25 @@ fs_task fs_plan_task(void) {
 }
 
 fs_rows fs_plan_rows(const fs_settings *set, const fs_capacity *c) {
-    return (fs_rows){ .T = c->tokens, .B = c->rows, .longest = set->P < c->tokens ? set->P : c->tokens };
+    return (
+        fs_rows){ .T = c->tokens, .B = c->rows, .longest = set->any_length || set->P > c->tokens ? c->tokens : set->P };
 }
 
 fs_shard_plan fs_plan_shard(const fs_plan *p, const fs_settings *set, fs_part_at at) {
     const fs_replica_plan *replica = &p->replicas[at.replica];
     const fs_stage_plan *stage = &replica->stages[at.stage];
-    int holder = set->arch->ends_at == FS_AT_FIRST ? 0 : replica->stage_count - 1, slabs = fs_stage_slabs(stage);
+    int slabs = fs_stage_slabs(stage);
+    (void)set;
     return (fs_shard_plan){ .first_layer = stage->first_layer,
                             .last_layer = stage->last_layer,
                             .rank = at.rank,
                             .ranks = stage->ranks,
-                            .with_ends = at.stage == holder,
                             .streamed = slabs ? stage->last_layer - stage->first_layer - (stage->window - slabs) : 0 };
 }
 
 static int equal(const fs_shard_plan *a, const fs_shard_plan *b) {
     return a->first_layer == b->first_layer && a->last_layer == b->last_layer && a->rank == b->rank &&
-           a->ranks == b->ranks && a->with_ends == b->with_ends && a->streamed == b->streamed;
+           a->ranks == b->ranks && a->streamed == b->streamed;
 }
 
 fs_part_at fs_plan_lender(const fs_plan *p, const fs_settings *set, const fs_backend *b, fs_part_at at) {
@@ -77,6 +78,18 @@ static size_t out_bytes(const fs_settings *set, const fs_shard_plan *shard, cons
     return (size_t)(pooled > c->tokens ? pooled : c->tokens) * (size_t)set->D * sizeof(float);
 }
 
+size_t fs_block_side_ints(const fs_capacity *c) { return fs_block_ints(c->rows + 1) + 2 * fs_block_ints(c->tokens); }
+
+size_t fs_block_feature_ints(const fs_settings *set, const fs_capacity *c, int first_layer, fs_input input) {
+    return first_layer == 0 && input == FS_FEATURES ? fs_block_ints(c->tokens * set->D) : 0;
+}
+
+static size_t block_bytes(const fs_settings *set, const fs_capacity *c, int first_layer) {
+    size_t sides = set->targets == FS_NOTHING ? 1 : 2;
+    return sizeof(int32_t) * (sides * fs_block_side_ints(c) + fs_block_feature_ints(set, c, first_layer, set->rows) +
+                              fs_block_feature_ints(set, c, first_layer, set->targets));
+}
+
 /* A dry run at the largest batch. */
 static fs_status step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard,
                            const fs_capacity *c) {
@@ -90,7 +103,7 @@ static fs_part_bytes bytes_of(const fs_settings *set, const fs_shard_plan *shard
     return (fs_part_bytes){ .weights = fs_shard_bytes(set, shard, d),
                             .scratch = shard->streamed ? cost->scratch : 0,
                             .arena = shard->streamed ? cost->kept : cost->kept + cost->scratch,
-                            .block = (fs_block_ints(c->rows + 1) + 2 * fs_block_ints(c->tokens)) * sizeof(int32_t),
+                            .block = block_bytes(set, c, shard->first_layer),
                             .out = out_bytes(set, shard, c),
                             .slots = shard->streamed ? c->pass_slots : c->slots };
 }
@@ -162,8 +175,7 @@ fs_status fs_plan_fits(const fs_need *needs, const fs_capacity *c, fs_device *co
 
 fs_status fs_layer_loads(fs_layer_load *out, const fs_settings *set, const fs_capacity *c, int ranks, fs_device *d) {
     for (int i = 0; i < set->L; i++) {
-        int at_end = set->arch->ends_at == FS_AT_FIRST ? i == 0 : i == set->L - 1;
-        const fs_shard_plan one = { .first_layer = i, .last_layer = i + 1, .ranks = ranks, .with_ends = at_end };
+        const fs_shard_plan one = { .first_layer = i, .last_layer = i + 1, .ranks = ranks };
         fs_step_cost cost;
         FS_TRY(step_cost(&cost, set, &one, c));
         const fs_part_bytes bytes = bytes_of(set, &one, c, d, &cost);

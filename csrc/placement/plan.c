@@ -129,26 +129,28 @@ static void dry_close(dry *d) {
     b->close(d->device);
 }
 
+static fs_rows dry_rows(int64_t T, int64_t B, int64_t longest) {
+    return (fs_rows){ NOWHERE, NOWHERE, NOWHERE, T, B, longest, NOWHERE };
+}
+
 /* A stage's part of a step, as a driver thread enqueues it. */
-static fs_status dry_run(dry *d, const fs_settings *set, const fs_task *task, int64_t T, int64_t B, int64_t longest) {
-    const fs_arch *a = set->arch;
+static fs_status dry_run(dry *d, const fs_settings *set, const fs_task *task, const fs_rows *rows,
+                         const fs_rows *targets) {
     const fs_shard_plan *plan = &d->shard.plan;
-    const fs_rows rows = { NOWHERE, NOWHERE, NOWHERE, T, B, longest };
     fs_step s = { .device = d->device,
                   .queue = d->queue,
                   .ops = &d->ops,
                   .arena = &d->arena,
                   .kept = &d->kept,
-                  .rows = &rows,
+                  .rows = rows,
                   .comm = d->comm,
                   .rank = plan->rank,
-                  .ranks = plan->ranks };
+                  .ranks = plan->ranks,
+                  .targets = set->targets == FS_NOTHING ? NULL : targets };
     fs_carry carry = { 0 };
     fs_view out;
-    if (plan->first_layer == 0) FS_TRY(a->begin(&s, set, d->shard.ends, &carry));
-    else FS_TRY(fs_keep(&s, FS_F32, T, set->D, &carry.x));
-    for (int i = 0; i < plan->last_layer - plan->first_layer; i++)
-        FS_TRY(a->run_layer(&s, set, d->shard.layers[i], &carry));
+    if (plan->first_layer > 0) FS_TRY(fs_carry_push(&s, set, plan->first_layer, &carry));
+    FS_TRY(fs_forward(&s, set, &d->shard, &carry));
     return plan->last_layer == set->L ? fs_task_finish(&s, set, task, &carry, &out) : FS_OK;
 }
 
@@ -157,7 +159,8 @@ fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_
     fs_status st = FS_OK;
     dry d = { 0 };
     FS_GO(dry_open(&d, set, shard));
-    FS_GO(dry_run(&d, set, task, T, B, longest));
+    const fs_rows rows = dry_rows(T, B, longest);
+    FS_GO(dry_run(&d, set, task, &rows, &rows));
     const fs_measured m = fs_measure_read(d.device);
     *out = (fs_step_cost){ d.kept.peak, d.arena.peak, m.multiply_adds, m.read_bytes + m.written_bytes };
 done:
@@ -165,18 +168,24 @@ done:
     return st;
 }
 
-fs_status fs_plan_trace(char **out, const fs_settings *set, const fs_task *task, const int64_t *lengths, int64_t B) {
-    fs_status st = FS_OK;
-    dry d = { 0 };
+static fs_rows rows_of(const int64_t *lengths, int64_t B) {
     int64_t T = 0, longest = 0;
-    const fs_shard_plan all = { .last_layer = (int)set->L, .ranks = 1, .with_ends = 1 };
-    *out = NULL;
     for (int64_t i = 0; i < B; i++) {
         T += lengths[i];
         if (lengths[i] > longest) longest = lengths[i];
     }
+    return dry_rows(T, B, longest);
+}
+
+fs_status fs_plan_trace(char **out, const fs_settings *set, const fs_task *task, const int64_t *lengths,
+                        const int64_t *target_lengths, int64_t B) {
+    fs_status st = FS_OK;
+    dry d = { 0 };
+    const fs_shard_plan all = { .last_layer = (int)set->L, .ranks = 1 };
+    const fs_rows rows = rows_of(lengths, B), targets = rows_of(target_lengths, B);
+    *out = NULL;
     FS_GO(dry_open(&d, set, &all));
-    FS_GO(dry_run(&d, set, task, T, B, longest));
+    FS_GO(dry_run(&d, set, task, &rows, &targets));
     FS_GO(fs_strdup(out, fs_measure_trace(d.device)));
 done:
     dry_close(&d);

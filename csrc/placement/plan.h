@@ -9,7 +9,7 @@
 #ifndef FS_PLACEMENT_PLAN_H
 #define FS_PLACEMENT_PLAN_H
 
-#include "models/load.h"
+#include "models/forward.h"
 #include "placement/parallel.h"
 
 #define FS_MAX_GROUP  8
@@ -69,8 +69,12 @@ fs_shard_plan fs_plan_shard(const fs_plan *p, const fs_settings *set, fs_part_at
  * devices of the backend see one memory, on any. Often the part itself. */
 fs_part_at fs_plan_lender(const fs_plan *p, const fs_settings *set, const fs_backend *b, fs_part_at at);
 
-/* What differs from batch to batch is one block a slot: arrays of int32, each beginning at a multiple of 16. */
+/* What differs from batch to batch is one block a slot, of numbers of 4 bytes: for each of its sides, rows and targets,
+ * offsets, ids and positions; then the features of the sides, in stages that begin with them. All begin at a multiple of
+ * 16 numbers. */
 static inline size_t fs_block_ints(int64_t n) { return ((size_t)n + 15) & ~(size_t)15; }
+size_t fs_block_side_ints(const fs_capacity *c);
+size_t fs_block_feature_ints(const fs_settings *set, const fs_capacity *c, int first_layer, fs_input input);
 
 /* Bytes of a part. Of each slot: the arena, the block (device and pinned) and the results (pinned; 0 where none come
  * out). weights: whether it loads them itself or not. Where it streams layers: the slabs, and scratch for all slots. */
@@ -114,7 +118,8 @@ typedef struct {
 fs_status fs_plan_choose(fs_plan *out, fs_choice *choice, const fs_settings *set, const fs_capacity *c,
                          fs_device *const devices[], int n, const char *parallel);
 
-/* What one slot of one shard needs for a batch of at most T tokens in B rows, from a dry run on the measure backend.
+/* What one slot of one shard needs for a batch of at most T tokens in B rows, from a dry run on the measure backend;
+ * where rows have targets, T of those as well, because a batch may hold nearly T of the one or of the other.
  * The task counts where the shard holds the last layer (else it may be NULL). */
 typedef struct {
     size_t kept, scratch; /* arena bytes: until the step ends; within a layer */
@@ -122,7 +127,9 @@ typedef struct {
 } fs_step_cost;
 fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard, const fs_task *task,
                             int64_t T, int64_t B, int64_t longest);
-/* The ops of one batch of rows with these lengths, a line each (golden traces). Released with fs_free. */
-fs_status fs_plan_trace(char **out, const fs_settings *set, const fs_task *task, const int64_t *lengths, int64_t B);
+/* The ops of one batch of rows with these lengths, and their targets', where the model has some; a line each (golden
+ * traces). Released with fs_free. */
+fs_status fs_plan_trace(char **out, const fs_settings *set, const fs_task *task, const int64_t *lengths,
+                        const int64_t *target_lengths, int64_t B);
 
 #endif

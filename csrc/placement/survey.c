@@ -52,7 +52,7 @@ fs_status fs_survey_open(fs_survey *out, const fs_checkpoint *c, const fs_survey
     FS_TRY(fs_plan_choose(&out->plan, &out->choice, &out->set, &out->capacity, out->devices, out->device_count,
                           o->parallel));
     FS_TRY(fs_plan_needs(out->needs, &out->plan, &out->set, &out->capacity, out->devices, out->device_count));
-    const fs_shard_plan all = { .last_layer = (int)out->set.L, .ranks = 1, .with_ends = 1 };
+    const fs_shard_plan all = { .last_layer = (int)out->set.L, .ranks = 1 };
     out->whole = fs_shard_bytes(&out->set, &all, out->devices[0]);
     return stage_costs(out);
 }

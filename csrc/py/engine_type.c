@@ -123,44 +123,70 @@ static void engine_dealloc(PyObject *object) {
 
 PyDoc_STRVAR(
     submit_doc,
-    "submit(ids, offsets, out, *, task, pooling=(), normalize=False, dimensions=0)\n--\n\n"
+    "submit(rows, offsets, out, *, task, targets=None, target_offsets=None, pooling=(), normalize=False, "
+    "dimensions=0)\n"
+    "--\n\n"
     "Queues rows and returns a Job at once.\n\n"
-    "ids: int32 [T], the rows' token ids one after the other. offsets: int64 [rows + 1] from 0 to T.\n"
-    "out: float32, written in place: [rows, width] for task 'embed', [T, D] for 'hidden_states'. All three must\n"
-    "not change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError.");
+    "rows: int32 [T], token ids of the rows one after the other, or float32 [T, width], their features; which of\n"
+    "them is settings['rows']. offsets: int64 [rows + 1] from 0 to T. targets, target_offsets: the same for a model\n"
+    "with a decoder (settings['targets']), one target for each row. out: float32, written in place: [rows, width]\n"
+    "for task 'embed', [T, D] for 'hidden_states', T of the targets where there are some. None of these arrays may\n"
+    "change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError, arrays of\n"
+    "another type TypeError, offsets that do not fit ValueError.");
+
+/* Tokens and their offsets, which must end where the tokens do. */
+static int side_from(fs_tokens *out, int64_t *rows, PyObject *tokens, PyObject *offsets, const char *what,
+                     const char *offsets_name) {
+    Py_ssize_t count, offset_count;
+    if (fs_py_tokens(tokens, what, out, &count) < 0 ||
+        fs_py_int64_array(offsets, offsets_name, &out->offsets, &offset_count) < 0)
+        return -1;
+    if (offset_count < 1 || out->offsets[0] != 0 || out->offsets[offset_count - 1] != count) {
+        PyErr_Format(PyExc_ValueError, "%s must run from 0 to the %zd tokens, with one more entry than rows",
+                     offsets_name, count);
+        return -1;
+    }
+    *rows = offset_count - 1;
+    return 0;
+}
+
+static int targets_from(fs_request *request, PyObject *targets, PyObject *offsets) {
+    int64_t rows;
+    if (targets == Py_None && offsets == Py_None) return 0;
+    if (side_from(&request->targets, &rows, targets, offsets, "targets", "target_offsets") < 0) return -1;
+    if (rows == request->rows) return 0;
+    PyErr_Format(PyExc_ValueError, "there are %lld targets and %lld rows; each row has one", (long long)rows,
+                 (long long)request->rows);
+    return -1;
+}
 
 static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "ids", "offsets", "out", "task", "pooling", "normalize", "dimensions", NULL };
+    static char *names[] = { "rows",           "offsets", "out",       "task",       "targets",
+                             "target_offsets", "pooling", "normalize", "dimensions", NULL };
     fs_py_engine *self = (fs_py_engine *)object;
     fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
-    PyObject *ids, *offsets, *out, *pooling = NULL, *arrays, *result;
+    PyObject *rows, *offsets, *out, *targets = Py_None, *target_offsets = Py_None, *pooling = NULL, *arrays, *result;
     const char *task = NULL;
     int normalize = 0;
     long long dimensions = 0;
-    Py_ssize_t id_count, offset_count, out_count;
+    Py_ssize_t out_count;
     fs_request request = { 0 };
     fs_job *job = NULL;
     fs_status st;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOpL", names, &ids, &offsets, &out, &task, &pooling,
-                                     &normalize, &dimensions))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOOOpL", names, &rows, &offsets, &out, &task, &targets,
+                                     &target_offsets, &pooling, &normalize, &dimensions))
         return NULL;
     if (!task) {
         PyErr_SetString(PyExc_TypeError, "submit needs task='embed' or task='hidden_states'");
         return NULL;
     }
-    if (fs_py_int32_array(ids, "ids", &request.ids, &id_count) < 0 ||
-        fs_py_int64_array(offsets, "offsets", &request.offsets, &offset_count) < 0 ||
+    if (side_from(&request.source, &request.rows, rows, offsets, "rows", "offsets") < 0 ||
+        targets_from(&request, targets, target_offsets) < 0 ||
         fs_py_float_out(out, "out", &request.out, &out_count) < 0 ||
         fs_py_task_from(&request.task, task, pooling, normalize, dimensions) < 0)
         return NULL;
-    if (offset_count < 1 || request.offsets[0] != 0 || request.offsets[offset_count - 1] != id_count) {
-        PyErr_Format(PyExc_ValueError, "offsets must run from 0 to the %zd token ids, with one more entry than rows",
-                     id_count);
-        return NULL;
-    }
-    request.rows = offset_count - 1;
     request.out_floats = out_count;
-    arrays = PyTuple_Pack(3, ids, offsets, out);
+    arrays = PyTuple_Pack(5, rows, offsets, out, targets, target_offsets);
     if (!arrays) return NULL;
     if (fs_py_engine_enter(state, self) < 0) {
         Py_DECREF(arrays);
@@ -230,11 +256,13 @@ static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
     fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
     if (fs_py_engine_enter(state, self) < 0) return NULL;
     const fs_settings *s = fs_engine_settings(self->engine);
+    static const char *const inputs[] = { [FS_IDS] = "ids", [FS_FEATURES] = "features" };
     PyObject *result =
-        Py_BuildValue("{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d}", "model_type", s->arch->model_type, "dtype",
-                      fs_dtype_name(s->dtype), "layers", (long long)s->L, "width", (long long)s->D, "heads",
+        Py_BuildValue("{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:s,s:z,s:O}", "model_type", s->arch->model_type,
+                      "dtype", fs_dtype_name(s->dtype), "layers", (long long)s->L, "width", (long long)s->D, "heads",
                       (long long)s->H, "head_width", (long long)s->E, "inner_width", (long long)s->F, "vocabulary",
-                      (long long)s->V, "positions", (long long)s->P, "eps", (double)s->eps);
+                      (long long)s->V, "positions", (long long)s->P, "eps", (double)s->eps, "rows", inputs[s->rows],
+                      "targets", inputs[s->targets], "any_length", s->any_length ? Py_True : Py_False);
     fs_py_engine_leave(self);
     return result;
 }
@@ -278,7 +306,10 @@ static PyMethodDef methods[] = {
 };
 
 static PyGetSetDef getters[] = {
-    { "settings", engine_settings, NULL, "What config.json said: layers, width, heads, vocabulary, ...", NULL },
+    { "settings", engine_settings, NULL,
+      "What config.json said: layers, width, heads, vocabulary, ...; `rows` and `targets` are 'ids', 'features' or "
+      "None.",
+      NULL },
     { "placement", engine_placement, NULL,
       "Which layers sit on which devices: parallel, why, devices (as in stats) and replicas.", NULL },
     { "numerics", engine_numerics, NULL, "Engines with the same id give the same row the same bits.", NULL },

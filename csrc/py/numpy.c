@@ -35,6 +35,22 @@ int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, P
     return read_array(array, NPY_INT64, "int64", what, 0, (void **)data, count);
 }
 
+int fs_py_tokens(PyObject *object, const char *what, fs_tokens *out, Py_ssize_t *count) {
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (PyArray_Check(object) && PyArray_NDIM(array) == 1) return fs_py_int32_array(object, what, &out->ids, count);
+    if (!PyArray_Check(object) || PyArray_NDIM(array) != 2) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s must be an array of token ids, int32 [tokens], or of features, float32 "
+                     "[tokens, width]",
+                     what);
+        return -1;
+    }
+    if (read_array(object, NPY_FLOAT32, "float32", what, 0, (void **)&out->features, count) < 0) return -1;
+    *count = PyArray_DIM(array, 0);
+    out->width = PyArray_DIM(array, 1);
+    return 0;
+}
+
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count) {
     return read_array(array, NPY_FLOAT32, "float32", what, 1, (void **)data, count);
 }

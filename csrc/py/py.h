@@ -62,6 +62,8 @@ int fs_py_task_from(fs_task *out, const char *task, PyObject *pooling, int norma
 int fs_py_numpy_import(void);
 int fs_py_int32_array(PyObject *array, const char *what, const int32_t **data, Py_ssize_t *count);
 int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, Py_ssize_t *count);
+/* int32 [T], token ids, or float32 [T, width], features; the offsets of *out are left alone. */
+int fs_py_tokens(PyObject *array, const char *what, fs_tokens *out, Py_ssize_t *count);
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count); /* must be writeable */
 
 /* plan.c: [[{'first_layer', 'last_layer', 'devices'}]], the stages of each replica. */

@@ -47,11 +47,14 @@ class Engine:
     def numerics(self) -> str: ...
     def submit(
         self,
-        ids: np.ndarray,  # int32 [T], the rows one after the other
+        rows: np.ndarray,  # one after the other: int32 [T], or float32 [T, width] where settings["rows"] == "features"
         offsets: np.ndarray,  # int64 [rows + 1], offsets[0] == 0, offsets[rows] == T
         out: np.ndarray,  # float32, written in place: [rows, dim] for "embed", [T, D] for "hidden_states"
         *,
         task: str,  # "embed" | "hidden_states"
+        # of a model with a decoder, one for each row, ids or features as settings["targets"] says; T is then theirs
+        targets: np.ndarray | None = None,
+        target_offsets: np.ndarray | None = None,  # int64 [rows + 1]
         # "cls" "mean" "max" "mean_sqrt_len" "weightedmean" "lasttoken"; several: put side by side
         pooling: Sequence[str] = (),
         normalize: bool = False,
@@ -99,4 +102,4 @@ def plan(
 ) -> dict[str, object]: ...
 
 # the ops one batch runs, from the measure backend
-def trace(config: dict[str, object], lengths: Sequence[int]) -> str: ...
+def trace(config: dict[str, object], lengths: Sequence[int], targets: Sequence[int] | None = None) -> str: ...

@@ -1,4 +1,4 @@
-"""An engine in this process: texts or token ids in, NumPy arrays out.
+"""An engine in this process: texts, token ids or features in, NumPy arrays out.
 
 Everything goes one way: rows -> windows -> token ids -> jobs of the C engine, which writes into an array made up front.
 The first window is small and each next one twice as large, so the devices start at once and tokenising a window happens
@@ -13,9 +13,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,30 +23,13 @@ from . import _core
 from ._core import ConfigError, Error, RequestError
 from .checkpoint import Checkpoint, pooling_modes
 from .placement import Placement, placement_of
+from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
 from .tokenizer import RowError, Tokenizer, set_threads
 
-FIRST_WINDOW = 256  # rows; the next ones double, up to
-LAST_WINDOW = 4096
-WINDOW_CHARACTERS = 1 << 20  # the tokeniser needs some 50 bytes for each while it works
 LISTED_ROWS = 20  # bad rows that a RequestError spells out
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-@dataclass(frozen=True)
-class FlatRows:
-    """Rows of token ids that already lie one after the other, as an Arrow list column does."""
-
-    ids: np.ndarray  # integers [T]
-    offsets: np.ndarray  # integers [rows + 1], ascending, inside ids
-    nulls: np.ndarray | None = None  # bool [rows]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-
-Rows = Sequence[object] | np.ndarray | FlatRows
 
 
 class Engine:
@@ -120,6 +102,9 @@ class Engine:
         settings = self._core.settings
         self._width: int = settings["width"]
         self._positions: int = settings["positions"]
+        self._any_length: bool = settings["any_length"]
+        self._rows: str = settings["rows"]
+        self._targets: str | None = settings["targets"]
 
     # --- what it computes
 
@@ -135,7 +120,8 @@ class Engine:
     ) -> np.ndarray:
         """One vector a row: float32 [rows, dimension].
 
-        texts       strings, or rows of token ids (lists of int, or int arrays), which need no tokenizer
+        texts       strings, or rows of token ids (lists of int, or int arrays), which need no tokenizer; arrays of
+                    numbers [tokens, width] where the model takes features (`settings["rows"]`)
         pooling     "auto": as the folder says, mean where it says nothing; else "cls", "mean", "max",
                     "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or a list of these, put side by side
         normalize   "auto": as the folder says, no where it says nothing
@@ -173,17 +159,23 @@ class Engine:
         """
         return self._start("embed", texts, pooling, normalize, max_length, prompt, dimensions, truncate)
 
-    def hidden_states(self, rows: Rows) -> list[np.ndarray]:
-        """transformers' last_hidden_state: float32 [tokens, hidden] a row.
+    def hidden_states(self, rows: Rows, targets: Rows | None = None) -> list[np.ndarray]:
+        """transformers' last_hidden_state, or the output of a PyTorch module: float32 [tokens, hidden] a row.
 
-        Rows are token ids or strings, which are tokenised, and cut at the folder's length, as in `embed`. Rows of one
-        call may share memory. Raises RequestError naming all rows that have a fault.
+        rows     token ids, or strings, which are tokenised, and cut at the folder's length, as in `embed`; or features,
+                 numbers [tokens, width], where the model takes those. `settings["rows"]` says "ids" or "features".
+        targets  of a model with a decoder, and of no other: the decoder's input, one for each row, token ids or
+                 features as `settings["targets"]` says. `rows` are then the encoder's input or, where the model is a
+                 decoder alone, the memory it attends to. The result has the targets' tokens.
+
+        Arrays of one call may share memory. Raises RequestError naming all rows that have a fault, and where targets
+        are missing, superfluous, or not as many as rows.
 
         Example::
 
             engine.hidden_states([[101, 7592, 102]])[0].shape      # (3, 384)
         """
-        return _all_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True))
+        return _all_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True, targets))
 
     def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
         """Floats in one vector that `embed` makes with these options."""
@@ -293,6 +285,7 @@ class Engine:
         prompt: object,
         dimensions: object,
         truncate: object,
+        targets: Rows | None = None,
     ) -> Pending:
         sentence = self._checkpoint.sentence
         modes = self._pooling(pooling) if task == "embed" else ()
@@ -305,8 +298,13 @@ class Engine:
         width = self._width * max(1, len(modes))
         keep = self._dimensions(dimensions, bool(normalize), width) if task == "embed" else 0
         limit = self._max_length(max_length)
-        rows = _as_rows(rows)
-        texts = _hold_texts(rows)
+        most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
+        rows = as_rows(rows)
+        texts = hold_texts(rows)
+        if task == "hidden_states":
+            targets = self._checked_targets(targets, len(rows))
+        if texts and self._rows == "features":
+            raise RequestError(f"the rows are texts; the model takes features, numbers [tokens, {self._width}]")
         if texts:
             prefix = self._prompt(prompt)
             if prefix and not sentence.include_prompt and task == "embed":
@@ -317,20 +315,38 @@ class Engine:
             tokenizer = self._tokenizer_once()
         elif prompt:
             raise RequestError("prompt goes before texts; rows of token ids are taken as they are")
+        sides = ((rows, self._rows), (targets, self._targets))
+        features = [side for side, kind in sides if kind == "features" and isinstance(side, list)]
 
         pending = Pending(task, len(rows), keep or width)
         options = {"task": task, "pooling": modes, "normalize": bool(normalize), "dimensions": keep}
         try:
-            for begin, end in _windows(rows, texts):
+            for begin, end in windows_of(rows, texts, features, self._width):
                 if texts:
-                    window = _encode(tokenizer, rows[begin:end], limit, truncate is True, prefix)
+                    window = encoded(tokenizer, rows[begin:end], limit, truncate is True, prefix)
                 else:
-                    window = _id_window(rows, begin, end, limit)
+                    window = window_of(rows, begin, end, most, self._rows, self._width)
+                if targets is not None:
+                    window = joined(
+                        window, window_of(targets, begin, end, None, self._targets, self._width), end - begin
+                    )
                 pending._submit(self._core, begin, end, window, options)
         except BaseException:
             pending.cancel()
             raise
         return pending
+
+    def _checked_targets(self, targets: Rows | None, rows: int) -> FlatRows | list[object] | None:
+        if targets is None and self._targets is None:
+            return None
+        if targets is None:
+            raise RequestError("the model has a decoder, whose input is missing; give targets, one for each row")
+        if self._targets is None:
+            raise RequestError("targets were given to a model without a decoder; leave them out")
+        targets = as_rows(targets)
+        if len(targets) != rows:
+            raise RequestError(f"there are {len(targets)} targets and {rows} rows; each row has one")
+        return targets
 
     def _preload(self) -> None:
         """Whatever is wrong with the tokenizer is said at the first text: rows of token ids need none."""
@@ -383,23 +399,29 @@ class Pending:
         for part in reversed(self._parts):  # a job waits for its batches that run; cancelled later, it would start more
             part.job.cancel()
 
-    def _submit(self, core: _core.Engine, begin: int, end: int, window: _Window, options: Mapping[str, object]) -> None:
+    def _submit(self, core: _core.Engine, begin: int, end: int, window: Window, options: Mapping[str, object]) -> None:
         """Queues rows [begin, end), of which `window` holds those that can be computed."""
         self._errors += [(begin + row, code, sentence) for row, code, sentence in window.errors]
         self.nulls[begin:end] = window.nulls
         count = len(window.offsets) - 1
         rows = np.arange(begin, end) if window.rows is None else begin + window.rows
         self.tokens[rows] = np.diff(window.offsets)
+        told = {}
+        counted = window.offsets  # whose tokens the result has
+        if window.targets is not None:
+            counted = window.targets.offsets
+            self.tokens[rows] += np.diff(counted).astype(np.int32)
+            told = {"targets": window.targets.ids, "target_offsets": counted}
         if self._task != "embed":
-            out = np.empty((len(window.ids), self._width), np.float32)
+            out = np.empty((int(counted[-1]), self._width), np.float32)
         elif count == end - begin:
             out = self._vectors[begin:end]
         else:
             self._vectors[begin:end] = np.nan
             out = np.empty((count, self._width), np.float32)
         if count:
-            job = core.submit(window.ids, window.offsets, out, **options)
-            self._parts.append(_Part(job, rows, window.offsets, out))
+            job = core.submit(window.ids, window.offsets, out, **options, **told)
+            self._parts.append(_Part(job, rows, counted, out))
 
     def _collect(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
         errors = list(self._errors)
@@ -424,127 +446,6 @@ class _Part(NamedTuple):
     rows: np.ndarray  # int64, where its rows stand in the request
     offsets: np.ndarray
     out: np.ndarray
-
-
-class _Window(NamedTuple):
-    """Some consecutive rows, tokenised: those that can be computed, packed, and why the others cannot."""
-
-    ids: np.ndarray  # int32 [T]
-    offsets: np.ndarray  # int64 [computable rows + 1]
-    rows: np.ndarray | None  # int64, which rows of the window these are; None: all
-    nulls: np.ndarray | bool  # bool [rows], or one answer for all
-    errors: list[RowError]
-
-
-def _encode(tokenizer: Tokenizer, texts: list[object], limit: int, truncate: bool, prompt: str) -> _Window:
-    live = None
-    nulls: np.ndarray | bool = False
-    if None in texts:
-        nulls = np.fromiter((text is None for text in texts), bool, len(texts))
-        live = np.flatnonzero(~nulls)
-        texts = [text for text in texts if text is not None]
-    ids, offsets, errors = tokenizer.encode(texts, limit, truncate, prompt)
-    if errors:
-        good = np.ones(len(texts), bool)
-        good[[row for row, _, _ in errors]] = False
-        if live is None:
-            live = np.arange(len(texts))
-        errors = [(int(live[row]), code, sentence) for row, code, sentence in errors]
-        live = live[good]
-        offsets = np.append(offsets[:-1][good], offsets[-1])  # rows with an error have no tokens
-    return _Window(ids, offsets, live, nulls, errors)
-
-
-def _id_window(rows: FlatRows | list[object], begin: int, end: int, limit: int) -> _Window:
-    errors: list[RowError] = []
-    if not isinstance(rows, FlatRows):
-        rows, begin, end = _flat(rows[begin:end], errors), 0, end - begin
-    offsets = rows.offsets[begin : end + 1].astype(np.int64)
-    ids = rows.ids[offsets[0] : offsets[-1]]
-    offsets -= offsets[0]
-    lengths = np.diff(offsets)
-    good = np.ones(end - begin, bool)
-    good[[row for row, _, _ in errors]] = False
-    nulls = np.zeros(end - begin, bool) if rows.nulls is None else rows.nulls[begin:end]
-    good[nulls] = False
-    for row in np.flatnonzero(good & (lengths > limit)).tolist():
-        errors.append((row, "TOO_LONG", f"the row has {lengths[row]} tokens; the limit is {limit}"))
-        good[row] = False
-    if ids.dtype != np.int32:  # what does not fit cannot be in any vocabulary; the engine checks the rest
-        for at in np.flatnonzero((ids < -(2**31)) | (ids >= 2**31)).tolist():
-            row = int(np.searchsorted(offsets, at, side="right")) - 1
-            if good[row]:
-                errors.append((row, "SCHEMA", f"the row has the token id {ids[at]}, which is in no vocabulary"))
-                good[row] = False
-    if good.all():
-        return _Window(np.ascontiguousarray(ids, np.int32), offsets, None, nulls, errors)
-    ids = ids[np.repeat(good, lengths)]
-    offsets = np.concatenate(([0], np.cumsum(lengths[good])))
-    return _Window(np.ascontiguousarray(ids, np.int32), offsets, np.flatnonzero(good), nulls, errors)
-
-
-def _flat(rows: list[object], errors: list[RowError]) -> FlatRows:
-    """Lists of token ids, one array a row, laid one after the other. What is no such list gets an error and no ids."""
-    nothing = np.empty(0, np.int64)
-    flat, nulls = [], np.zeros(len(rows), bool)
-    for number, row in enumerate(rows):
-        ids = nothing
-        if row is None:
-            nulls[number] = True
-        elif isinstance(row, (str, bytes, bytearray)) or not hasattr(row, "__len__"):
-            errors.append((number, "SCHEMA", f"the row is a {type(row).__name__}; a list of token ids belongs there"))
-        elif len(row):
-            try:
-                ids = np.asarray(row)
-                if ids.dtype == np.uint64:  # would make floats of the others
-                    ids = np.minimum(ids, 2**62).astype(np.int64)
-            except (ValueError, OverflowError, TypeError):
-                ids = np.empty(0)
-            if ids.ndim != 1 or ids.dtype.kind not in "iu":
-                ids = nothing
-                errors.append((number, "SCHEMA", "the row is no flat list of whole numbers that fit into 64 bits"))
-        flat.append(ids)
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(ids) for ids in flat], out=offsets[1:])
-    return FlatRows(np.concatenate(flat) if flat else nothing, offsets, nulls)
-
-
-def _as_rows(rows: object) -> FlatRows | list[object]:
-    if isinstance(rows, FlatRows):
-        parts = (rows.ids, rows.offsets, rows.nulls)
-        ids, offsets, nulls = (None if part is None else np.asarray(part) for part in parts)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu" or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
-            raise RequestError("FlatRows takes two flat arrays of whole numbers, ids and offsets")
-        ascending = len(offsets) > 0 and offsets[0] >= 0 and not (np.diff(offsets.astype(np.int64)) < 0).any()
-        if not ascending or offsets[-1] > len(ids):
-            raise RequestError(f"FlatRows' offsets do not ascend from 0 on, to {len(ids)} ids at most")
-        if nulls is not None and (nulls.dtype != bool or nulls.shape != (len(offsets) - 1,)):
-            raise RequestError(f"FlatRows' nulls must be bool [{len(offsets) - 1}], one a row")
-        return FlatRows(ids, offsets, nulls)
-    if isinstance(rows, (str, bytes)):
-        raise RequestError(f"texts is one {type(rows).__name__}; a list of rows belongs there: [text]")
-    if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind in "iu":
-        return FlatRows(rows.reshape(-1), np.arange(rows.shape[0] + 1) * rows.shape[1])
-    try:
-        return list(rows.tolist() if isinstance(rows, np.ndarray) else rows)
-    except TypeError:
-        raise RequestError(f"texts is a {type(rows).__name__}; a list of rows belongs there") from None
-
-
-def _hold_texts(rows: FlatRows | list[object]) -> bool:
-    """One call is all texts or all token ids; the first row that is not null decides."""
-    return not isinstance(rows, FlatRows) and isinstance(next((row for row in rows if row is not None), None), str)
-
-
-def _windows(rows: FlatRows | list[object], texts: bool) -> Iterator[tuple[int, int]]:
-    begin, most = 0, FIRST_WINDOW
-    while begin < len(rows):
-        end = min(len(rows), begin + most)
-        if texts:
-            sizes = np.fromiter((len(t) if isinstance(t, str) else 0 for t in rows[begin:end]), np.int64, end - begin)
-            end = begin + max(1, int(np.searchsorted(np.cumsum(sizes), WINDOW_CHARACTERS, side="right")))
-        yield begin, end
-        begin, most = end, min(2 * most, LAST_WINDOW)
 
 
 def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:

@@ -49,9 +49,11 @@ static inline void make_rows(request *q, uint64_t seed, int64_t rows) {
 static inline fs_request as_request(request *q, const fs_task *task) {
     q->out_floats = task->kind == FS_TASK_EMBED ? q->rows * width_of(task) : q->offsets[q->rows] * D;
     for (int64_t i = 0; i < q->out_floats; i++) q->out[i] = 99.0f;
-    return (fs_request){
-        .task = *task, .ids = q->ids, .offsets = q->offsets, .rows = q->rows, .out = q->out, .out_floats = q->out_floats
-    };
+    return (fs_request){ .task = *task,
+                         .source = { .ids = q->ids, .offsets = q->offsets },
+                         .rows = q->rows,
+                         .out = q->out,
+                         .out_floats = q->out_floats };
 }
 
 static inline fs_job *submit(fs_engine *e, request *q, const fs_task *task) {

@@ -17,16 +17,16 @@ static void every_way_gives_the_same_bits(void) {
         { .devices = { "cuda:0", "cuda:1" },
           .device_count = 2,
           .stage_count = 3,
-          .stages = { { 0, 1, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } } },
+          .stages = { { 0, 1, 1, { 0 }, 0 }, { 1, 2, 1, { 1 }, 0 }, { 2, 3, 1, { 0 }, 0 } } },
         { .devices = { "cuda:1", "cuda:0" },
           .device_count = 2,
           .stage_count = 2,
-          .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } },
+          .stages = { { 0, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_POISON", "1", "FIRESTEEL_LOAD_THREADS", "7" } },
         { .devices = { "cuda:0", "cuda:1", "cuda:3" },
           .device_count = 3,
           .stage_count = 3,
-          .stages = { { 0, 1, 1, { 2 } }, { 1, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } } },
+          .stages = { { 0, 1, 1, { 2 }, 0 }, { 1, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 } } },
         { .devices = { "cuda:0", "cuda:1", "cuda:2", "cuda:3" },
           .device_count = 4,
           .parallel = "replicate=2,split=2",
@@ -252,7 +252,7 @@ static void calls_may_fail(void) {
     const setup two = { .devices = { "cuda:0", "cuda:1" },
                         .device_count = 2,
                         .stage_count = 2,
-                        .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } } };
+                        .stages = { { 0, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 } } };
     void *symbols[] = { dlsym(driver, "softcuda_fail_at"), dlsym(driver, "softcuda_live") };
     memcpy(&fail_at, &symbols[0], sizeof symbols[0]);
     memcpy(&live, &symbols[1], sizeof symbols[1]);

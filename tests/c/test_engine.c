@@ -48,12 +48,12 @@ static void cut_after_every_layer(void) {
     const setup two = { .devices = { "cpu:0", "cpu:1" },
                         .device_count = 2,
                         .stage_count = 3,
-                        .stages = { { 0, 1, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } } };
+                        .stages = { { 0, 1, 1, { 0 }, 0 }, { 1, 2, 1, { 1 }, 0 }, { 2, 3, 1, { 0 }, 0 } } };
     const setup one = { .devices = { "cpu" },
                         .device_count = 1,
                         .stage_count = 3,
                         .threads = 2,
-                        .stages = { { 0, 1, 1, { 0 } }, { 1, 2, 1, { 0 } }, { 2, 3, 1, { 0 } } } };
+                        .stages = { { 0, 1, 1, { 0 }, 0 }, { 1, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 0 }, 0 } } };
     check_modes(&two, "cut over two devices");
     check_modes(&one, "cut on one device");
     end();
@@ -73,7 +73,7 @@ static void a_slot_is_free_when_its_carry_has_left(void) {
         const setup two = { .devices = { "cpu:0", "cpu:1" },
                             .device_count = 2,
                             .stage_count = 2,
-                            .stages = { { 0, 1, 1, { 0 } }, { 1, 3, 1, { 1 } } },
+                            .stages = { { 0, 1, 1, { 0 }, 0 }, { 1, 3, 1, { 1 }, 0 } },
                             .knobs = { "FIRESTEEL_TEST_DELAY", "1", "FIRESTEEL_TEST_POISON", "1", "FIRESTEEL_SLOTS",
                                        slots[n], "FIRESTEEL_BATCH_TOKENS", "40" } };
         fs_engine *e = opened(&model, &two);
@@ -101,7 +101,7 @@ static void placed_by_the_planner(void) {
     const setup by_hand = { .devices = { "cpu:0", "cpu:1" },
                             .device_count = 2,
                             .stage_count = 3,
-                            .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } }, { 0, 3, 1, { 1 } } } };
+                            .stages = { { 0, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 }, { 0, 3, 1, { 1 }, 0 } } };
     check_modes(&by_hand, "two replicas by hand");
     end();
 }
@@ -132,15 +132,18 @@ static void tensor_shards(void) {
     static request q, first;
     start();
     const setup plans[] = {
-        { .devices = { "cpu:0", "cpu:1" }, .device_count = 2, .stage_count = 1, .stages = { { 0, 3, 2, { 0, 1 } } } },
+        { .devices = { "cpu:0", "cpu:1" },
+          .device_count = 2,
+          .stage_count = 1,
+          .stages = { { 0, 3, 2, { 0, 1 }, 0 } } },
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 3,
-          .stages = { { 0, 1, 2, { 0, 1 } }, { 1, 2, 2, { 1, 0 } }, { 2, 3, 2, { 0, 1 } } } },
+          .stages = { { 0, 1, 2, { 0, 1 }, 0 }, { 1, 2, 2, { 1, 0 }, 0 }, { 2, 3, 2, { 0, 1 }, 0 } } },
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 3,
-          .stages = { { 0, 1, 1, { 1 } }, { 1, 2, 2, { 0, 1 } }, { 2, 3, 1, { 0 } } } },
+          .stages = { { 0, 1, 1, { 1 }, 0 }, { 1, 2, 2, { 0, 1 }, 0 }, { 2, 3, 1, { 0 }, 0 } } },
     };
     for (int p = 0; p < 3; p++)
         for (int again = 0; again < 6; again++) {
@@ -258,12 +261,12 @@ static void many_callers(void) {
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 2,
-          .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } },
+          .stages = { { 0, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40" } },
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 2,
-          .stages = { { 0, 2, 1, { 0 } }, { 2, 3, 1, { 1 } } },
+          .stages = { { 0, 2, 1, { 0 }, 0 }, { 2, 3, 1, { 1 }, 0 } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_DELAY", "1", "FIRESTEEL_TEST_POISON", "1" } },
         { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" },
           .device_count = 4,
@@ -348,16 +351,22 @@ static void wrong_requests(void) {
     CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "room for 71 floats; the result has 2 rows of 36");
     CHECK(j == NULL);
     r = good;
-    r.offsets = falling;
+    r.source.offsets = falling;
     CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "fall from 3 to 2 at row 1");
-    r.offsets = late;
+    r.source.offsets = late;
     CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "start with 0");
     r = good;
     r.rows = -1;
     CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "-1 rows");
     r = good;
-    r.ids = NULL;
-    CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "token ids");
+    r.source.ids = NULL;
+    CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "tokens where there are none");
+    r = good;
+    r.targets = r.source;
+    CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "without a decoder");
+    r = good;
+    r.source.features = q.out;
+    CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "rows are features where the model takes token ids");
     r = good;
     r.task.pooling_count = 0;
     CHECK_FAILS(fs_engine_submit(e, &r, &j), FS_REQUEST, "pooling");

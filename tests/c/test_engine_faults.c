@@ -133,9 +133,9 @@ static void wrong_options(void) {
     const setup two = { .devices = { "cpu:0", "cpu:1" }, .device_count = 2, .parallel = "split=3" };
     CHECK_FAILS(open_as(&e, &model, &two), FS_CONFIG, "places the model on 3 devices and devices names 2");
     CHECK(e == NULL);
-    const setup both = { .parallel = "replicate", .stage_count = 1, .stages = { { 0, 3, 1, { 0 } } } };
+    const setup both = { .parallel = "replicate", .stage_count = 1, .stages = { { 0, 3, 1, { 0 }, 0 } } };
     CHECK_FAILS(open_as(&e, &model, &both), FS_CONFIG, "beside a plan written by hand");
-    const setup twice = { .stage_count = 1, .stages = { { 0, 2, 1, { 0 } } } };
+    const setup twice = { .stage_count = 1, .stages = { { 0, 2, 1, { 0 }, 0 } } };
     CHECK_FAILS(open_as(&e, &model, &twice), FS_CONFIG, "the model has 3");
     const setup slots = { .knobs = { "FIRESTEEL_SLOTS", "0" } };
     CHECK_FAILS(open_as(&e, &model, &slots), FS_CONFIG, "FIRESTEEL_SLOTS is '0'");
@@ -299,7 +299,7 @@ static void failing_ops(void) {
                     .devices = { "cpu:0", "cpu:1" },
                     .device_count = stages > 1 ? 2 : 1,
                     .stage_count = stages,
-                    .stages = { { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } },
+                    .stages = { { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 }, 0 }, { 2, 3, 1, { 0 }, 0 } },
                     .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_TEST_DELAY", delay ? "1" : "0" }
                 };
                 fs_engine *e = opened(&model, &s);
@@ -406,7 +406,8 @@ static void a_row_without_room_fails_alone(void) {
         const setup s = { .devices = { "cpu:0", "cpu:1" },
                           .device_count = stages > 1 ? 2 : 1,
                           .stage_count = stages,
-                          .stages = { { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 } }, { 2, 3, 1, { 0 } } } };
+                          .stages = {
+                              { 0, stages > 1 ? 1 : 3, 1, { 0 } }, { 1, 2, 1, { 1 }, 0 }, { 2, 3, 1, { 0 }, 0 } } };
         fs_engine *e = opened(&model, &s);
         gate.original = e->replicas[0].stages[0].ops;
         e->replicas[0].stages[stages - 1].ops.layer_norm = narrow;
@@ -459,7 +460,7 @@ static void a_rank_that_stays_away(void) {
     const setup s = { .devices = { "cpu:0", "cpu:1" },
                       .device_count = 2,
                       .stage_count = 1,
-                      .stages = { { 0, 3, 2, { 0, 1 } } },
+                      .stages = { { 0, 3, 2, { 0, 1 }, 0 } },
                       .knobs = { "FIRESTEEL_COLLECTIVE_SECONDS", "1" } };
     fs_engine *e = opened(&model, &s);
     gate.original = e->replicas[0].stages[0].ops;
@@ -497,7 +498,7 @@ static void every_allocation_can_fail(void) {
         { .devices = { "cpu:0", "cpu:1" },
           .device_count = 2,
           .stage_count = 2,
-          .stages = { { 0, 1, 1, { 1 } }, { 1, 3, 2, { 0, 1 } } },
+          .stages = { { 0, 1, 1, { 1 }, 0 }, { 1, 3, 2, { 0, 1 }, 0 } },
           .knobs = { "FIRESTEEL_BATCH_TOKENS", "40", "FIRESTEEL_COLLECTIVE_SECONDS", "1" } },
         { .devices = { "cpu:0", "cpu:1", "cpu:2", "cpu:3" },
           .device_count = 4,

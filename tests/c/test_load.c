@@ -126,9 +126,7 @@ static fs_status read_all(tiny_bert *t, fs_settings *set) {
     return fs_weights_check(&t->c, set);
 }
 
-static fs_shard_plan whole(const fs_settings *set) {
-    return (fs_shard_plan){ .last_layer = (int)set->L, .ranks = 1, .with_ends = 1 };
-}
+static fs_shard_plan whole(const fs_settings *set) { return (fs_shard_plan){ .last_layer = (int)set->L, .ranks = 1 }; }
 
 static const fs_weight *slot(const fs_shard *s, int layer, const fs_weight_row *table, const char *name) {
     for (const fs_weight_row *row = table; row->name; row++)
@@ -139,7 +137,7 @@ static const fs_weight *slot(const fs_shard *s, int layer, const fs_weight_row *
 }
 
 static const fs_weight *layer_weight(const fs_shard *s, int layer, const char *name) {
-    return slot(s, layer, fs_archs[0]->layer, name);
+    return slot(s, layer, fs_archs[0]->kinds[0].weights, name);
 }
 
 /* ---- loading ---- */
@@ -195,7 +193,7 @@ static void shards_reassemble_to_the_whole(void) {
             fs_shard s;
             plan = (fs_shard_plan){ .first_layer = 1, .last_layer = 2, .rank = rank, .ranks = ranks };
             CHECK_OK(fs_shard_load(&s, &t.c, &set, &plan, &device, 1));
-            CHECK(s.ends == NULL);
+            CHECK(s.ends_slab.at == NULL); /* they live with layer 0 */
             const fs_weight *w, *v;
             int64_t part = set.D / ranks, inner = set.F / ranks;
 
@@ -310,7 +308,7 @@ static fs_status open_and_plan(tiny_bert *t, fs_device *device, int readers) {
     FS_TRY(fs_plan_single(&p, &set));
     fs_plan_free(&p);
     FS_TRY(fs_plan_step_cost(&cost, &set, &plan, &task, 10, 2, 8));
-    FS_TRY(fs_plan_trace(&trace, &set, &task, lengths, 2));
+    FS_TRY(fs_plan_trace(&trace, &set, &task, lengths, lengths, 2));
     fs_free(trace);
     return FS_OK;
 }
@@ -343,12 +341,13 @@ static void any_allocation_may_fail(void) {
 /* The tensor of a weight's first table row. */
 static const fs_tensor *tensor_of(tiny_bert *t, const fs_shard *s, const fs_weight *w) {
     const fs_arch *a = fs_archs[0];
+    const fs_settings set = { .arch = a, .kinds = { a->kinds, a->kinds } };
     for (int l = -1; l < s->plan.last_layer; l++) {
         const char *from = l < 0 ? s->ends : s->layers[l];
-        for (const fs_weight_row *row = l < 0 ? a->ends : a->layer; row->name; row++) {
+        for (const fs_weight_row *row = l < 0 ? a->ends : a->kinds[0].weights; row->name; row++) {
             char name[FS_NAME_BYTES];
             if ((const char *)w != from + row->slot) continue;
-            fs_weight_name(name, a, "", l, row->name);
+            fs_weight_name(name, &set, "", l, row->name);
             return tiny_find(t, name);
         }
     }
@@ -404,10 +403,10 @@ static void readers_read_at_the_same_time(void) {
 
 static void check_same_weights(const fs_shard *a, const fs_shard *b) {
     const fs_arch *arch = fs_archs[0];
-    for (int l = a->ends ? -1 : 0; l < a->plan.last_layer - a->plan.first_layer; l++)
-        for (const fs_weight_row *row = l < 0 ? arch->ends : arch->layer; row->name; row++) {
-            const fs_weight *v = slot(a, l, l < 0 ? arch->ends : arch->layer, row->name);
-            const fs_weight *w = slot(b, l, l < 0 ? arch->ends : arch->layer, row->name);
+    for (int l = a->ends && b->ends ? -1 : 0; l < a->plan.last_layer - a->plan.first_layer; l++)
+        for (const fs_weight_row *row = l < 0 ? arch->ends : arch->kinds[0].weights; row->name; row++) {
+            const fs_weight *v = slot(a, l, l < 0 ? arch->ends : arch->kinds[0].weights, row->name);
+            const fs_weight *w = slot(b, l, l < 0 ? arch->ends : arch->kinds[0].weights, row->name);
             CHECK(!memcmp(&v->desc, &w->desc, sizeof v->desc));
             CHECK(!memcmp(v->at, w->at, (size_t)(v->desc.N * v->desc.K) * sizeof(float)));
         }
@@ -442,7 +441,6 @@ static void several_readers_give_the_same_weights(void) {
         fs_shard_plan plan = { .last_layer = shape.L, .ranks = (int)random_between(&seed, 1, 2) };
         plan.first_layer = (int)random_between(&seed, 0, shape.L - 1);
         plan.rank = (int)random_between(&seed, 0, plan.ranks - 1);
-        plan.with_ends = plan.first_layer == 0;
         CHECK_OK(fs_shard_load(&one, &t.c, &set, &plan, &device, 1));
         CHECK_OK(fs_shard_load(&several, &t.c, &set, &plan, &device, (int)random_between(&seed, 2, 6)));
         check_same_weights(&one, &several);
@@ -534,7 +532,7 @@ static void layers_can_be_read_again_elsewhere(void) {
     tiny_open(&t, &TINY);
     plain_open(&device, 0);
     CHECK_OK(read_all(&t, &set));
-    const fs_shard_plan plan = { .last_layer = TINY.L, .ranks = 1 }, last = { TINY.L - 1, TINY.L, 0, 1, 0, 0 };
+    const fs_shard_plan plan = { .last_layer = TINY.L, .ranks = 1 }, last = { TINY.L - 1, TINY.L, 0, 1, 0 };
     CHECK_OK(fs_shard_load(&all, &t.c, &set, &plan, &device, 1));
     CHECK_OK(fs_shard_load(&window, &t.c, &set, &last, &device, 1));
     CHECK_OK(fs_reading_open(&reading, &t.c, &set, &plan, &device, 1));

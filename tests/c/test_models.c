@@ -242,8 +242,8 @@ static void model_types_and_classes(void) {
     CHECK_OK(fs_settings_read(&set, &t.c, "auto"));
     tiny_text(&t, "model_type", "gpt2");
     mathematics_that_is_not_ours_is_refused(&t,
-                                            "model_type \"gpt2\" is not known; known are: bert; its tensor names look "
-                                            "like bert");
+                                            "model_type \"gpt2\" is not known; known are: bert, torch_transformer; its "
+                                            "tensor names look like bert");
     tiny_int(&t, "model_type", 2);
     mathematics_that_is_not_ours_is_refused(&t, "model_type 2 is not known");
     tiny_drop_key(&t, "model_type");
@@ -362,13 +362,11 @@ static void all_complaints_in_one_sentence(void) {
 static void nearest_architecture(void) {
     static const fs_weight_row other_layer[] = { { .name = "attention.self.query.weight" }, { 0 } };
     static const fs_weight_row other_ends[] = { { .name = "wte.weight" }, { 0 } };
+    static const fs_layer_kind other_kinds[] = { { .prefix = "h.%d.", .weights = other_layer }, { 0 } };
     static const char *const prefixes[] = { "transformer.", "", NULL }, *const unused[] = { "lm_head.*", NULL };
-    static const fs_arch other = { .model_type = "other",
-                                   .prefixes = prefixes,
-                                   .unused = unused,
-                                   .layer_prefix = "h.%d.",
-                                   .layer = other_layer,
-                                   .ends = other_ends };
+    static const fs_arch other = {
+        .model_type = "other", .prefixes = prefixes, .unused = unused, .kinds = other_kinds, .ends = other_ends
+    };
     const fs_arch *const among[] = { fs_archs[0], &other, NULL };
     double share;
     tiny_bert t;
@@ -460,27 +458,32 @@ static void patterns(void) {
     CHECK(!fs_pattern_matches("", "cls"));
 }
 
+static void rows_keep_their_rules(const fs_weight_row *table, size_t bytes) {
+    for (const fs_weight_row *row = table; row->name; row++) {
+        CHECK(row->slot % sizeof(void *) == 0 && row->slot + sizeof(fs_weight) <= bytes);
+        CHECK(row->when < sizeof(fs_settings) && row->part >= 0 && row->part < (row->parts ? row->parts : 1));
+        CHECK(row->kind != FS_VECTOR || row->N == FS_DIM_ONE);
+        CHECK(row->kind != FS_VECTOR || row->cut != FS_CUT_COLS);
+        CHECK(row->kind != FS_TABLE || row->cut == FS_CUT_NONE);
+        for (const fs_weight_row *other = table; other < row; other++) {
+            /* The parts of one tensor follow one another. */
+            if (!strcmp(other->name, row->name))
+                CHECK(row[-1].part == row->part - 1 && !strcmp(row[-1].name, row->name) && other->parts == row->parts);
+            if (other->slot != row->slot) continue;
+            CHECK(other->kind == row->kind && other->cut == row->cut && other->when == row->when);
+            CHECK(row->kind == FS_VECTOR || other->K == row->K);
+            for (const fs_weight_row *between = other; between < row; between++) CHECK(between->slot == row->slot);
+        }
+    }
+}
+
 /* What every table must keep to, whichever architecture it belongs to. */
 static void tables_keep_their_rules(void) {
-    for (const fs_arch *const *a = fs_archs; *a; a++)
-        for (int side = 0; side < 2; side++) {
-            const fs_weight_row *table = side ? (*a)->ends : (*a)->layer;
-            size_t bytes = side ? (*a)->ends_bytes : (*a)->layer_bytes;
-            for (const fs_weight_row *row = table; row->name; row++) {
-                CHECK(row->slot % sizeof(void *) == 0 && row->slot + sizeof(fs_weight) <= bytes);
-                CHECK(row->kind != FS_VECTOR || row->N == FS_DIM_ONE);
-                CHECK(row->kind != FS_VECTOR || row->cut != FS_CUT_COLS);
-                CHECK(row->kind != FS_TABLE || row->cut == FS_CUT_NONE);
-                for (const fs_weight_row *other = table; other < row; other++) {
-                    CHECK(strcmp(other->name, row->name));
-                    if (other->slot != row->slot) continue;
-                    CHECK(other->kind == row->kind && other->cut == row->cut);
-                    CHECK(row->kind == FS_VECTOR || other->K == row->K);
-                    for (const fs_weight_row *between = other; between < row; between++)
-                        CHECK(between->slot == row->slot);
-                }
-            }
-        }
+    for (const fs_arch *const *a = fs_archs; *a; a++) {
+        rows_keep_their_rules((*a)->ends, (*a)->ends_bytes);
+        for (const fs_layer_kind *kind = (*a)->kinds; kind->prefix; kind++)
+            rows_keep_their_rules(kind->weights, kind->bytes);
+    }
 }
 
 TESTS({ "bad_tables_are_refused_by_name", bad_tables_are_refused_by_name },

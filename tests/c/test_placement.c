@@ -8,9 +8,7 @@
 #include <math.h>
 #include <time.h>
 
-static fs_shard_plan whole(const fs_settings *set) {
-    return (fs_shard_plan){ .last_layer = (int)set->L, .ranks = 1, .with_ends = 1 };
-}
+static fs_shard_plan whole(const fs_settings *set) { return (fs_shard_plan){ .last_layer = (int)set->L, .ranks = 1 }; }
 
 static void stages_are_checked(void) {
     static const struct {
@@ -18,29 +16,29 @@ static void stages_are_checked(void) {
         fs_stage_plan stages[3];
         const char *part;
     } cases[] = {
-        { 1, { { 0, 2, 1, { 0 } } }, NULL },
-        { 2, { { 0, 1, 1, { 1 } }, { 1, 2, 1, { 0 } } }, NULL },
-        { 1, { { 0, 2, 2, { 1, 0 } } }, NULL },
-        { 2, { { 0, 1, 1, { 0 } }, { 1, 2, 1, { 0 } } }, NULL },
+        { 1, { { 0, 2, 1, { 0 }, 0 } }, NULL },
+        { 2, { { 0, 1, 1, { 1 }, 0 }, { 1, 2, 1, { 0 }, 0 } }, NULL },
+        { 1, { { 0, 2, 2, { 1, 0 }, 0 } }, NULL },
+        { 2, { { 0, 1, 1, { 0 }, 0 }, { 1, 2, 1, { 0 }, 0 } }, NULL },
         { 0, { { 0 } }, "layers 0 to 0 where the model has 2" },
-        { 1, { { 0, 1, 1, { 0 } } }, "layers 0 to 1 where the model has 2" },
-        { 1, { { 0, 3, 1, { 0 } } }, "stage 0 holds layers 0 to 3" },
-        { 1, { { 1, 2, 1, { 0 } } }, "from layer 0 on" },
-        { 2, { { 0, 1, 1, { 0 } }, { 0, 2, 1, { 0 } } }, "from layer 1 on" },
-        { 2, { { 0, 0, 1, { 0 } }, { 0, 2, 1, { 0 } } }, "layers 0 to 0" },
-        { 1, { { 0, 2, 1, { 2 } } }, "device 2 of 2" },
-        { 1, { { 0, 2, 1, { -1 } } }, "device -1 of 2" },
-        { 1, { { 0, 2, 2, { 1, 1 } } }, "device 1 twice" },
-        { 1, { { 0, 2, 0, { 0 } } }, "group of 0" },
-        { 1, { { 0, 2, 9, { 0 } } }, "group of 9" },
-        { 1, { { 0, 2, 3, { 0, 1, 2 } } }, "(4) cannot be shared evenly" },
+        { 1, { { 0, 1, 1, { 0 }, 0 } }, "layers 0 to 1 where the model has 2" },
+        { 1, { { 0, 3, 1, { 0 }, 0 } }, "stage 0 holds layers 0 to 3" },
+        { 1, { { 1, 2, 1, { 0 }, 0 } }, "from layer 0 on" },
+        { 2, { { 0, 1, 1, { 0 }, 0 }, { 0, 2, 1, { 0 }, 0 } }, "from layer 1 on" },
+        { 2, { { 0, 0, 1, { 0 }, 0 }, { 0, 2, 1, { 0 }, 0 } }, "layers 0 to 0" },
+        { 1, { { 0, 2, 1, { 2 }, 0 } }, "device 2 of 2" },
+        { 1, { { 0, 2, 1, { -1 }, 0 } }, "device -1 of 2" },
+        { 1, { { 0, 2, 2, { 1, 1 }, 0 } }, "device 1 twice" },
+        { 1, { { 0, 2, 0, { 0 }, 0 } }, "group of 0" },
+        { 1, { { 0, 2, 9, { 0 }, 0 } }, "group of 9" },
+        { 1, { { 0, 2, 3, { 0, 1, 2 }, 0 } }, "(4) cannot be shared evenly" },
         /* replicas follow one another */
-        { 2, { { 0, 2, 1, { 0 } }, { 0, 2, 1, { 1 } } }, NULL },
-        { 3, { { 0, 2, 1, { 0 } }, { 0, 1, 1, { 1 } }, { 1, 2, 1, { 0 } } }, NULL },
-        { 2, { { 0, 2, 1, { 0 } }, { 0, 1, 1, { 1 } } }, "layers 0 to 1 where the model has 2" },
-        { 2, { { 0, 2, 1, { 0 } }, { 1, 2, 1, { 1 } } }, "from layer 0 on" },
-        { 2, { { 0, 2, 2, { 0, 1 } }, { 0, 2, 1, { 1 } } }, "stage 1, of replica 1, shares layer 0 between 1" },
-        { 3, { { 0, 1, 1, { 0 } }, { 1, 2, 2, { 0, 1 } }, { 0, 2, 1, { 1 } } }, "shares layer 1 between 1" },
+        { 2, { { 0, 2, 1, { 0 }, 0 }, { 0, 2, 1, { 1 }, 0 } }, NULL },
+        { 3, { { 0, 2, 1, { 0 }, 0 }, { 0, 1, 1, { 1 }, 0 }, { 1, 2, 1, { 0 }, 0 } }, NULL },
+        { 2, { { 0, 2, 1, { 0 }, 0 }, { 0, 1, 1, { 1 }, 0 } }, "layers 0 to 1 where the model has 2" },
+        { 2, { { 0, 2, 1, { 0 }, 0 }, { 1, 2, 1, { 1 }, 0 } }, "from layer 0 on" },
+        { 2, { { 0, 2, 2, { 0, 1 }, 0 }, { 0, 2, 1, { 1 }, 0 } }, "stage 1, of replica 1, shares layer 0 between 1" },
+        { 3, { { 0, 1, 1, { 0 }, 0 }, { 1, 2, 2, { 0, 1 }, 0 }, { 0, 2, 1, { 1 }, 0 } }, "shares layer 1 between 1" },
     };
     tiny_bert t;
     fs_settings set;
@@ -87,9 +85,9 @@ static void workspace_does_not_grow_with_layers(void) {
     CHECK_INT(cost[0].multiply_adds, 100 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 100 * 20 * 16);
     CHECK(cost[1].moved_bytes > 6 * cost[0].moved_bytes / 2);
 
-    const fs_shard_plan cut[] = { { .last_layer = 3, .ranks = 1, .with_ends = 1 },
+    const fs_shard_plan cut[] = { { .last_layer = 3, .ranks = 1 },
                                   { .first_layer = 3, .last_layer = 7, .ranks = 1 },
-                                  { .last_layer = 7, .rank = 1, .ranks = 2, .with_ends = 1 } };
+                                  { .last_layer = 7, .rank = 1, .ranks = 2 } };
     for (int i = 0; i < 2; i++) CHECK_OK(fs_plan_step_cost(&part[i], &set, &cut[i], &task, 100, 10, 20));
     CHECK_INT(part[0].multiply_adds + part[1].multiply_adds, cost[1].multiply_adds);
     CHECK_INT(part[1].kept, cost[1].kept); /* the carry arrives there */
@@ -109,7 +107,7 @@ static void a_trace_reads_like_the_paper(void) {
     shape.L = 1;
     tiny_open(&t, &shape);
     CHECK_OK(fs_settings_read(&set, &t.c, "auto"));
-    CHECK_OK(fs_plan_trace(&trace, &set, &task, lengths, 2));
+    CHECK_OK(fs_plan_trace(&trace, &set, &task, lengths, lengths, 2));
     CHECK_TEXT(trace, "gather_norm w[24,16] w[2,16]@0 w[16,16] gamma beta eps 1e-12 -> y[7,16]\n"
                       "matmul x[7,16] w[48,16] bias -> y[7,48]\n"
                       "attention q[7,16]/48 k[7,16]/48 v[7,16]/48 heads 4 scale 0.5 B 2 longest 4 -> y[7,16]\n"
@@ -144,7 +142,7 @@ static void a_tensor_group_adds_the_bias_once(void) {
     CHECK_OK(fs_shard_load(&shard, &t.c, &set, &plan, device, 1));
     fs_ops ops = fs_ops_complete(b->ops);
     fs_arena arena = fs_arena_over((void *)(uintptr_t)4096, 1 << 20);
-    const fs_rows rows = { NULL, NULL, NULL, 7, 2, 4 };
+    const fs_rows rows = { NULL, NULL, NULL, 7, 2, 4, NULL };
     fs_step step = { .device = device,
                      .queue = queue,
                      .ops = &ops,
@@ -153,9 +151,9 @@ static void a_tensor_group_adds_the_bias_once(void) {
                      .rows = &rows,
                      .comm = comm,
                      .ranks = 2 };
-    fs_carry carry;
+    fs_carry carry = { 0 };
     CHECK_OK(fs_arena_view(&arena, FS_F32, 7, 16, &carry.x));
-    CHECK_OK(set.arch->run_layer(&step, &set, shard.layers[0], &carry));
+    CHECK_OK(fs_forward(&step, &set, &shard, &carry));
     CHECK_INT(arena.used, 7 * 16 * 4);
     CHECK_TEXT(fs_measure_trace(device),
                "matmul x[7,16] w[24,16] bias -> y[7,24]\n"
@@ -388,9 +386,7 @@ static void a_stage_takes_what_its_layers_take_in_turn(void) {
         CHECK_OK(fs_layer_loads(loads, &set, &c, 1, d));
         for (int first = 0; first < 7; first++)
             for (int last = first + 1; last <= 7; last++) {
-                const fs_shard_plan shard = {
-                    .first_layer = first, .last_layer = last, .ranks = 1, .with_ends = first == 0
-                };
+                const fs_shard_plan shard = { .first_layer = first, .last_layer = last, .ranks = 1 };
                 fs_part_bytes bytes;
                 size_t fixed = 0, space = 0;
                 CHECK_OK(fs_part_bytes_read(&bytes, &set, &shard, 0, &c, d));

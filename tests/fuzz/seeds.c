@@ -1,4 +1,4 @@
-/* seeds.c - writes the first inputs of the fuzzer into a folder: valid tiny BERTs of several shapes. */
+/* seeds.c - writes the first inputs of the fuzzer into a folder: valid tiny BERTs of several shapes, and PyTorch modules. */
 #include "format.h"
 
 #include "tiny_bert.h"
@@ -6,7 +6,72 @@
 #include <errno.h>
 #include <sys/stat.h>
 
+/* The file and the table grow together; a name's width is that of the module, 4, unless said. */
+static void put_tensor(fuzz_input *f, int64_t *bytes, const char *name, int64_t N, int64_t K) {
+    fs_tensor *t = &f->tensors[f->c.tensor_count++];
+    char *kept = f->text + f->text_used;
+    f->text_used += (size_t)snprintf(kept, FUZZ_TEXT - f->text_used, "%s", name) + 1;
+    *t = (fs_tensor){ .name = kept, .dtype = FS_F32, .rank = N ? 2 : 1, .offset = *bytes };
+    t->shape[0] = N ? N : K;
+    t->shape[1] = K;
+    t->bytes = (N ? N : 1) * K * 4;
+    *bytes += t->bytes;
+}
+
+static void put_linear(fuzz_input *f, int64_t *bytes, const char *at, const char *name, int64_t N, int64_t K) {
+    char whole[100];
+    snprintf(whole, sizeof whole, "%s%s%s", at, name, "weight");
+    put_tensor(f, bytes, whole, N, K);
+    snprintf(whole, sizeof whole, "%s%s%s", at, name, "bias");
+    put_tensor(f, bytes, whole, 0, N ? N : K);
+}
+
+static void put_torch_layer(fuzz_input *f, int64_t *bytes, const char *at, int decodes) {
+    put_linear(f, bytes, at, "self_attn.in_proj_", 12, 4);
+    put_linear(f, bytes, at, "self_attn.out_proj.", 4, 4);
+    if (decodes) put_linear(f, bytes, at, "multihead_attn.in_proj_", 12, 4);
+    if (decodes) put_linear(f, bytes, at, "multihead_attn.out_proj.", 4, 4);
+    put_linear(f, bytes, at, "linear1.", 6, 4);
+    put_linear(f, bytes, at, "linear2.", 4, 6);
+    put_linear(f, bytes, at, "norm1.", 0, 4);
+    put_linear(f, bytes, at, "norm2.", 0, 4);
+    if (decodes) put_linear(f, bytes, at, "norm3.", 0, 4);
+}
+
+static size_t write_torch(uint8_t *out, const char *part) {
+    static fuzz_input f;
+    int64_t bytes = 0;
+    const int whole = !strcmp(part, "transformer"), decodes = !strcmp(part, "decoder");
+    const fs_config_key keys[] = { { .key = "model_type", .kind = FS_TEXT, .text = "torch_transformer" },
+                                   { .key = "part", .kind = FS_TEXT, .text = part },
+                                   { .key = "d_model", .kind = FS_INT, .i = 4, .f = 4 },
+                                   { .key = "nhead", .kind = FS_INT, .i = 2, .f = 2 },
+                                   { .key = "num_encoder_layers", .kind = FS_INT, .i = 1, .f = 1 },
+                                   { .key = "num_decoder_layers", .kind = FS_INT, .i = 1, .f = 1 },
+                                   { .key = "dim_feedforward", .kind = FS_INT, .i = 6, .f = 6 },
+                                   { .key = "norm_first", .kind = FS_BOOL, .i = whole },
+                                   { .key = "vocab_size", .kind = whole ? FS_INT : FS_NULL, .i = 5, .f = 5 } };
+    memset(&f, 0, sizeof f);
+    f.c = (fs_checkpoint){ .keys = keys, .key_count = (int)(sizeof keys / sizeof *keys), .tensors = f.tensors };
+    f.c.file_count = 1;
+    if (whole) put_tensor(&f, &bytes, "embedding.weight", 5, 4);
+    if (whole) put_torch_layer(&f, &bytes, "encoder.layers.0.", 0);
+    if (whole) put_linear(&f, &bytes, "", "encoder.norm.", 0, 4);
+    put_torch_layer(&f, &bytes, whole ? "decoder.layers.0." : decodes ? "m.layers.0." : "", whole || decodes);
+    if (whole) put_linear(&f, &bytes, "", "decoder.norm.", 0, 4);
+    return fuzz_write(out, &f.c, &bytes);
+}
+
+static int write_seed(const char *folder, const char *name, const uint8_t *bytes, size_t size) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/seed-%s", folder, name);
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(bytes, 1, size, file) != size || fclose(file)) return perror(path), 1;
+    return 0;
+}
+
 int main(int argc, char **argv) {
+    static const char *const parts[] = { "encoder_layer", "decoder", "transformer" };
     static const tiny_shape shapes[] = {
         { .L = 1, .D = 8, .H = 2, .F = 12, .V = 10, .P = 4, .prefix = "", .files = 1 },
         { .L = 2, .D = 4, .H = 1, .F = 4, .V = 3, .P = 2, .prefix = "bert.", .files = 3, .dtype = FS_F16 },
@@ -14,7 +79,7 @@ int main(int argc, char **argv) {
         { .L = 1, .D = 64, .H = 1, .F = 2, .V = 2, .P = 2, .prefix = "bert.", .files = 1 },
     };
     static uint8_t bytes[FUZZ_BYTES];
-    char path[512];
+    char name[16];
     if (argc != 2) {
         fprintf(stderr, "usage: seeds FOLDER\n");
         return 2;
@@ -30,9 +95,10 @@ int main(int argc, char **argv) {
         tiny_null(&t, "type_vocab_size");
         size_t size = fuzz_write(bytes, &t.c, t.file_bytes);
         tiny_close(&t);
-        snprintf(path, sizeof path, "%s/seed-%zu", argv[1], i);
-        FILE *file = fopen(path, "wb");
-        if (!file || fwrite(bytes, 1, size, file) != size || fclose(file)) return perror(path), 1;
+        snprintf(name, sizeof name, "%zu", i);
+        if (write_seed(argv[1], name, bytes, size)) return 1;
     }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (write_seed(argv[1], parts[i], bytes, write_torch(bytes, parts[i]))) return 1;
     return 0;
 }

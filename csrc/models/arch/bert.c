@@ -20,9 +20,9 @@ typedef struct {
     fs_weight gamma, beta; /* [1, D] */
 } ends;
 
-#define SIZE(key, field, preset, most) { key, FS_KEY_SIZE, offsetof(fs_settings, field), preset, most }
-#define MUST(key, preset)              { key, FS_KEY_MUST, 0, preset, 0 }
-#define IGNORED(key)                   { key, FS_KEY_IGNORED, 0, NULL, 0 }
+#define SIZE(key, field, preset, most) { key, FS_KEY_SIZE, offsetof(fs_settings, field), preset, most, NULL }
+#define MUST(key, preset)              { key, FS_KEY_MUST, 0, preset, 0, NULL }
+#define IGNORED(key)                   { key, FS_KEY_IGNORED, 0, NULL, 0, NULL }
 
 static const fs_key_row keys[] = {
     SIZE("num_hidden_layers", L, NULL, 1 << 12),
@@ -32,8 +32,8 @@ static const fs_key_row keys[] = {
     SIZE("vocab_size", V, NULL, 1 << 24),
     SIZE("max_position_embeddings", P, "512", 1 << 20),
     SIZE("type_vocab_size", types, "2", 1 << 16),
-    { "layer_norm_eps", FS_KEY_NUMBER, offsetof(fs_settings, eps), "1e-12", 0 },
-    { "hidden_act", FS_KEY_ACTIVATION, offsetof(fs_settings, activation), "gelu", 0 },
+    { "layer_norm_eps", FS_KEY_NUMBER, offsetof(fs_settings, eps), "1e-12", 0, NULL },
+    { "hidden_act", FS_KEY_ACTIVATION, offsetof(fs_settings, activation), "gelu", 0, NULL },
     MUST("position_embedding_type", "absolute"),
     MUST("is_decoder", "false"),
     MUST("is_encoder_decoder", "false"),
@@ -51,8 +51,9 @@ static const fs_key_row keys[] = {
     { 0 },
 };
 
-#define PART(n, slot_, kind, N, K, cut) { n, offsetof(layer, slot_), kind, N, K, cut, NULL }
-#define NORM(n, slot_, older) { n, offsetof(layer, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_D, FS_CUT_NONE, older }
+#define ROW(n, slot, kind, N, K, cut, older) { n, slot, kind, N, K, cut, older, 0, 0, 0, FS_AT_FIRST }
+#define PART(n, slot_, kind, N, K, cut)      ROW(n, offsetof(layer, slot_), kind, N, K, cut, NULL)
+#define NORM(n, slot_, older) ROW(n, offsetof(layer, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_D, FS_CUT_NONE, older)
 
 static const fs_weight_row layer_weights[] = {
     PART("attention.self.query.weight", attention.qkv, FS_MATRIX, FS_DIM_HE, FS_DIM_D, FS_CUT_HEADS),
@@ -75,8 +76,8 @@ static const fs_weight_row layer_weights[] = {
 };
 
 #undef NORM
-#define TABLE(n, slot_, N)    { n, offsetof(ends, slot_), FS_TABLE, N, FS_DIM_D, FS_CUT_NONE, NULL }
-#define NORM(n, slot_, older) { n, offsetof(ends, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_D, FS_CUT_NONE, older }
+#define TABLE(n, slot_, N)    ROW(n, offsetof(ends, slot_), FS_TABLE, N, FS_DIM_D, FS_CUT_NONE, NULL)
+#define NORM(n, slot_, older) ROW(n, offsetof(ends, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_D, FS_CUT_NONE, older)
 
 static const fs_weight_row end_weights[] = {
     TABLE("embeddings.word_embeddings.weight", words, FS_DIM_V),
@@ -124,13 +125,18 @@ static fs_status run_layer(fs_step *s, const fs_settings *set, const void *weigh
     FS_TRY(fs_carry_in(s, set, carry));
     size_t mark = fs_arena_mark(s->arena);
     FS_TRY(fs_scratch(s, FS_F32, carry->x.rows, set->D, &sum));
-    FS_TRY(fs_self_attention(s, set, &w->attention, sum, carry));
+    FS_TRY(fs_self_attention(s, set, &w->attention, sum, carry, 0));
     FS_TRY(fs_norm_carry(s, set, carry, sum, &w->attention_gamma, &w->attention_beta));
     FS_TRY(fs_mlp(s, set, &w->mlp, sum, carry));
     FS_TRY(fs_norm_carry(s, set, carry, sum, &w->mlp_gamma, &w->mlp_beta));
     fs_arena_reset(s->arena, mark); /* later work of this queue runs after what reads `sum` */
     return FS_OK;
 }
+
+static const fs_layer_kind kinds[] = {
+    { "encoder.layer.%d.", layer_weights, sizeof(layer), run_layer, NULL },
+    { 0 },
+};
 
 extern const fs_arch fs_bert;
 const fs_arch fs_bert = {
@@ -140,13 +146,9 @@ const fs_arch fs_bert = {
     .prefixes = prefixes,
     .unused = unused,
     .keys = keys,
-    .layer_prefix = "encoder.layer.%d.",
-    .layer = layer_weights,
+    .kinds = kinds,
     .ends = end_weights,
-    .ends_at = FS_AT_FIRST,
-    .layer_bytes = sizeof(layer),
     .ends_bytes = sizeof(ends),
     .settle = settle,
     .begin = begin,
-    .run_layer = run_layer,
 };

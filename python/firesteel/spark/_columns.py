@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .._core import RequestError
-from ..engine import FlatRows
+from ..rows import FlatRows
 
 if TYPE_CHECKING:
     import pandas as pd

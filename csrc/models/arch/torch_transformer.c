@@ -1,0 +1,287 @@
+/* torch_transformer.c - PyTorch's own modules: nn.TransformerEncoder(Layer), nn.TransformerDecoder(Layer), nn.Transformer.
+ *
+ *   norm_first = false:   x = norm(x + block(x))          block: self attention; in a decoder then attention to the
+ *   norm_first = true:    x = x + block(norm(x))                 memory; then linear2(activation(linear1(x)))
+ *
+ *   part             rows                  targets              result
+ *   encoder(_layer)  x                     -                    norm(layers(x))
+ *   decoder(_layer)  the memory            x                    norm(layers(x, memory))
+ *   transformer      x of the encoder      x of the decoder     decoder(targets, memory = encoder(rows))
+ *
+ * x is embedding[id], or the features themselves; a memory that comes from outside is features. The last norm is there
+ * where the file has it (nn.Transformer has both). Sequences are whole: there is no padding to mask. There are no
+ * positions either: PyTorch's modules have none.
+ *
+ * In front of the decoder's layers the carry's `other` holds the targets, behind that border the memory. */
+#include "models/arch.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { ENCODER_LAYER, ENCODER, DECODER_LAYER, DECODER, TRANSFORMER };
+static const char *const parts[] = { "encoder_layer", "encoder", "decoder_layer", "decoder", "transformer", NULL };
+
+static const char *const activation_names[] = { "relu", "gelu", NULL };
+static const fs_activation activations[] = { FS_ACT_RELU, FS_ACT_GELU };
+
+typedef struct {
+    fs_weight gamma, beta; /* [1, D] */
+} norm;
+
+typedef struct {
+    fs_attention_weights attention;
+    fs_mlp_weights mlp;
+    norm norm1, norm2;
+} encoder_layer;
+
+typedef struct {
+    fs_attention_weights attention;
+    fs_cross_weights cross;
+    fs_mlp_weights mlp;
+    norm norm1, norm2, norm3;
+} decoder_layer;
+
+typedef struct {
+    fs_weight words; /* [V, D] */
+    norm last, encoder, decoder; /* last: of an encoder or a decoder alone */
+} ends;
+
+#define KEY(name, kind, field, preset, most, choices)                                                                  \
+    { name, kind, offsetof(fs_settings, field), preset, most, choices }
+
+static const fs_key_row keys[] = {
+    KEY("part", FS_KEY_CHOICE, part, NULL, 0, parts),
+    KEY("d_model", FS_KEY_SIZE, D, "512", 1 << 16, NULL),
+    KEY("nhead", FS_KEY_SIZE, H, "8", 1 << 12, NULL),
+    KEY("num_encoder_layers", FS_KEY_SIZE, encoder_layers, "6", 1 << 11, NULL),
+    KEY("num_decoder_layers", FS_KEY_SIZE, decoder_layers, "6", 1 << 11, NULL),
+    KEY("dim_feedforward", FS_KEY_SIZE, F, "2048", 1 << 20, NULL),
+    KEY("activation", FS_KEY_CHOICE, activation_name, "relu", 0, activation_names),
+    KEY("layer_norm_eps", FS_KEY_NUMBER, eps, "1e-5", 0, NULL),
+    KEY("norm_first", FS_KEY_FLAG, norm_first, "false", 0, NULL),
+    KEY("bias", FS_KEY_FLAG, bias, "true", 0, NULL),
+    KEY("causal_targets", FS_KEY_FLAG, causal_targets, "false", 0, NULL),
+    KEY("vocab_size", FS_KEY_SIZE, V, "0", 1 << 24, NULL),
+    { 0 },
+};
+
+#define BIAS offsetof(fs_settings, bias)
+#define MATRIX(n, T, slot_, N, K, cut)                                                                                 \
+    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_##N, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, 0, FS_AT_FIRST }
+#define VECTOR(n, T, slot_, K, cut, when)                                                                              \
+    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, when, FS_AT_FIRST }
+/* q, k and v lie in one tensor; a rank takes its heads of each. */
+#define IN_WEIGHT(n, T, slot_, part)                                                                                   \
+    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_HE, FS_DIM_D, FS_CUT_HEADS, NULL, part, 3, 0, FS_AT_FIRST }
+#define IN_BIAS(n, T, slot_, part)                                                                                     \
+    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_HE, FS_CUT_HEADS, NULL, part, 3, BIAS, FS_AT_FIRST }
+#define NORM(n, T, slot_)                                                                                              \
+    VECTOR(n ".weight", T, slot_.gamma, D, NONE, 0), VECTOR(n ".bias", T, slot_.beta, D, NONE, BIAS)
+
+/* What both kinds of layers have. */
+#define SHARED(T)                                                                                                      \
+    IN_WEIGHT("self_attn.in_proj_weight", T, attention.qkv, 0),                                                        \
+        IN_WEIGHT("self_attn.in_proj_weight", T, attention.qkv, 1),                                                    \
+        IN_WEIGHT("self_attn.in_proj_weight", T, attention.qkv, 2),                                                    \
+        IN_BIAS("self_attn.in_proj_bias", T, attention.qkv_bias, 0),                                                   \
+        IN_BIAS("self_attn.in_proj_bias", T, attention.qkv_bias, 1),                                                   \
+        IN_BIAS("self_attn.in_proj_bias", T, attention.qkv_bias, 2),                                                   \
+        MATRIX("self_attn.out_proj.weight", T, attention.out, D, HE, COLS),                                            \
+        VECTOR("self_attn.out_proj.bias", T, attention.out_bias, D, NONE, BIAS),                                       \
+        MATRIX("linear1.weight", T, mlp.up, F, D, ROWS), VECTOR("linear1.bias", T, mlp.up_bias, F, ROWS, BIAS),        \
+        MATRIX("linear2.weight", T, mlp.down, D, F, COLS), VECTOR("linear2.bias", T, mlp.down_bias, D, NONE, BIAS),    \
+        NORM("norm1", T, norm1), NORM("norm2", T, norm2)
+
+static const fs_weight_row encoder_weights[] = { SHARED(encoder_layer), { 0 } };
+
+static const fs_weight_row decoder_weights[] = {
+    SHARED(decoder_layer),
+    IN_WEIGHT("multihead_attn.in_proj_weight", decoder_layer, cross.q, 0),
+    IN_WEIGHT("multihead_attn.in_proj_weight", decoder_layer, cross.kv, 1),
+    IN_WEIGHT("multihead_attn.in_proj_weight", decoder_layer, cross.kv, 2),
+    IN_BIAS("multihead_attn.in_proj_bias", decoder_layer, cross.q_bias, 0),
+    IN_BIAS("multihead_attn.in_proj_bias", decoder_layer, cross.kv_bias, 1),
+    IN_BIAS("multihead_attn.in_proj_bias", decoder_layer, cross.kv_bias, 2),
+    MATRIX("multihead_attn.out_proj.weight", decoder_layer, cross.out, D, HE, COLS),
+    VECTOR("multihead_attn.out_proj.bias", decoder_layer, cross.out_bias, D, NONE, BIAS),
+    NORM("norm3", decoder_layer, norm3),
+    { 0 },
+};
+
+#define END(n, slot_, kind, N, when_, at_)                                                                             \
+    { n, offsetof(ends, slot_), kind, N, FS_DIM_D, FS_CUT_NONE, NULL, 0, 0, offsetof(fs_settings, when_), at_ }
+
+static const fs_weight_row end_weights[] = {
+    END("embedding.weight", words, FS_TABLE, FS_DIM_V, embedded, FS_AT_FIRST),
+    END("norm.weight", last.gamma, FS_VECTOR, FS_DIM_ONE, norm, FS_AT_LAST),
+    END("norm.bias", last.beta, FS_VECTOR, FS_DIM_ONE, norm_bias, FS_AT_LAST),
+    END("encoder.norm.weight", encoder.gamma, FS_VECTOR, FS_DIM_ONE, norms, FS_AT_BORDER),
+    END("encoder.norm.bias", encoder.beta, FS_VECTOR, FS_DIM_ONE, norms_bias, FS_AT_BORDER),
+    END("decoder.norm.weight", decoder.gamma, FS_VECTOR, FS_DIM_ONE, norms, FS_AT_LAST),
+    END("decoder.norm.bias", decoder.beta, FS_VECTOR, FS_DIM_ONE, norms_bias, FS_AT_LAST),
+    { 0 },
+};
+
+static fs_status norm_in_place(fs_step *s, const fs_settings *set, fs_view x, const norm *w) {
+    const fs_norm n = { &w->gamma, fs_given(&w->beta), set->eps, NULL };
+    return s->ops->layer_norm(s, x, x, &n);
+}
+
+/* carry->in ahead of a block: x or, with norm_first, its norm, which has a place of its own. */
+static fs_status enter(fs_step *s, const fs_settings *set, fs_carry *carry, const norm *w) {
+    const fs_norm n = { &w->gamma, fs_given(&w->beta), set->eps, NULL };
+    if (!set->norm_first) return fs_carry_in(s, set, carry);
+    if (!carry->in.at) FS_TRY(fs_keep(s, set->dtype, carry->x.rows, set->D, &carry->in));
+    return s->ops->layer_norm(s, carry->in, carry->x, &n);
+}
+
+/* Behind a block, which has added itself to x. */
+static fs_status leave(fs_step *s, const fs_settings *set, fs_carry *carry, const norm *w) {
+    if (set->norm_first) return FS_OK;
+    return fs_norm_carry(s, set, carry, carry->x, &w->gamma, fs_given(&w->beta));
+}
+
+static fs_status run_encoder_layer(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    const encoder_layer *w = weights;
+    FS_TRY(enter(s, set, carry, &w->norm1));
+    FS_TRY(fs_self_attention(s, set, &w->attention, carry->x, carry, 0));
+    FS_TRY(leave(s, set, carry, &w->norm1));
+    FS_TRY(enter(s, set, carry, &w->norm2));
+    FS_TRY(fs_mlp(s, set, &w->mlp, carry->x, carry));
+    return leave(s, set, carry, &w->norm2);
+}
+
+static fs_status run_decoder_layer(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    const decoder_layer *w = weights;
+    fs_step t = *s; /* whose rows are the targets */
+    t.rows = s->targets;
+    FS_TRY(enter(&t, set, carry, &w->norm1));
+    FS_TRY(fs_self_attention(&t, set, &w->attention, carry->x, carry, set->causal_targets));
+    FS_TRY(leave(&t, set, carry, &w->norm1));
+    FS_TRY(enter(&t, set, carry, &w->norm2));
+    FS_TRY(fs_cross_attention(&t, set, &w->cross, carry->x, carry, s->rows));
+    FS_TRY(leave(&t, set, carry, &w->norm2));
+    FS_TRY(enter(&t, set, carry, &w->norm3));
+    FS_TRY(fs_mlp(&t, set, &w->mlp, carry->x, carry));
+    return leave(&t, set, carry, &w->norm3);
+}
+
+static fs_status end_alone(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    const ends *w = weights;
+    return set->norm ? norm_in_place(s, set, carry->x, &w->last) : FS_OK;
+}
+
+/* x becomes the memory, and the targets x. */
+static fs_status end_encoder(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    const ends *w = weights;
+    if (!carry->in.at) FS_TRY(fs_carry_in(s, set, carry));
+    FS_TRY(fs_norm_carry(s, set, carry, carry->x, &w->encoder.gamma, fs_given(&w->encoder.beta)));
+    *carry = (fs_carry){ .x = carry->other, .other = set->dtype == FS_F32 ? carry->x : carry->in };
+    return FS_OK;
+}
+
+static fs_status end_decoder(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    const ends *w = weights;
+    return norm_in_place(s, set, carry->x, &w->decoder);
+}
+
+#define ENCODERS(prefix, end) { prefix, encoder_weights, sizeof(encoder_layer), run_encoder_layer, end }
+#define DECODERS(prefix, end) { prefix, decoder_weights, sizeof(decoder_layer), run_decoder_layer, end }
+
+/* By part; of a transformer the first of two. */
+static const fs_layer_kind kinds[] = {
+    [ENCODER_LAYER] = ENCODERS("", NULL),
+    [ENCODER] = ENCODERS("layers.%d.", end_alone),
+    [DECODER_LAYER] = DECODERS("", NULL),
+    [DECODER] = DECODERS("layers.%d.", end_alone),
+    [TRANSFORMER] = ENCODERS("encoder.layers.%d.", end_encoder),
+    [TRANSFORMER + 1] = DECODERS("decoder.layers.%d.", end_decoder),
+    { 0 },
+};
+
+static void settle_layers(fs_settings *set) {
+    if (set->part == ENCODER_LAYER || set->part == DECODER_LAYER) set->L = 1;
+    if (set->part == ENCODER) set->L = set->encoder_layers;
+    if (set->part == DECODER) set->L = set->decoder_layers;
+    if (set->part == TRANSFORMER) set->L = set->encoder_layers + set->decoder_layers;
+    set->border = set->part == TRANSFORMER ? set->encoder_layers : set->L;
+    set->kinds[0] = &kinds[set->part];
+    set->kinds[1] = &kinds[set->part + 1]; /* of a transformer; no layer of the others is of it */
+}
+
+static fs_status settle(fs_settings *set) {
+    const int decoder = set->part == DECODER || set->part == DECODER_LAYER;
+    if (set->D % set->H)
+        return fs_fail(FS_CONFIG, "config.json: d_model = %lld cannot be cut into nhead = %lld heads",
+                       (long long)set->D, (long long)set->H);
+    set->E = set->D / set->H;
+    if (set->E > FS_MAX_HEAD_WIDTH)
+        return fs_fail(FS_CONFIG, "config.json: d_model / nhead = %lld; heads of at most %d are read",
+                       (long long)set->E, FS_MAX_HEAD_WIDTH);
+    settle_layers(set);
+    set->any_length = 1;
+    set->activation = activations[set->activation_name];
+    set->embedded = set->V > 0;
+    set->rows = set->embedded && !decoder ? FS_IDS : FS_FEATURES;
+    if (decoder || set->part == TRANSFORMER) set->targets = set->embedded ? FS_IDS : FS_FEATURES;
+    set->norms = set->part == TRANSFORMER;
+    set->norms_bias = set->norms && set->bias;
+    return FS_OK;
+}
+
+/* PyTorch adds a last norm to an encoder or a decoder where it is told to, and config.json does not say. */
+static void look(fs_settings *set, const fs_checkpoint *c) {
+    const size_t before = strlen(set->prefix);
+    if (set->part != ENCODER && set->part != DECODER) return;
+    for (int i = 0; i < c->tensor_count; i++) {
+        const char *name = c->tensors[i].name;
+        if (strncmp(name, set->prefix, before)) continue;
+        set->norm |= !strncmp(name + before, "norm.", 5);
+        set->norm_bias |= !strcmp(name + before, "norm.bias");
+    }
+}
+
+static fs_status start(fs_step *s, const fs_settings *set, const ends *w, const fs_rows *rows, fs_input input,
+                       fs_view *out) {
+    const fs_gather table = { &w->words, rows->ids };
+    if (input == FS_FEATURES) {
+        *out = (fs_view){ .at = rows->features, .dtype = FS_F32, .rows = rows->T, .cols = set->D, .stride = set->D };
+        return FS_OK;
+    }
+    FS_TRY(fs_keep(s, FS_F32, rows->T, set->D, out));
+    return s->ops->gather(s, *out, &table, 1);
+}
+
+static fs_status begin(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+    fs_view rows, targets;
+    *carry = (fs_carry){ 0 };
+    FS_TRY(start(s, set, weights, s->rows, set->rows, &rows));
+    if (set->targets != FS_NOTHING) FS_TRY(start(s, set, weights, s->targets, set->targets, &targets));
+    if (!fs_decodes(set, 0)) {
+        carry->x = rows;
+        if (set->targets != FS_NOTHING) carry->other = targets;
+        return FS_OK;
+    }
+    fs_carry memory = { .x = rows };
+    FS_TRY(fs_carry_in(s, set, &memory));
+    *carry = (fs_carry){ .x = targets, .other = memory.in };
+    return FS_OK;
+}
+
+static const char *const names[] = { "Transformer*", NULL };
+static const char *const none[] = { NULL };
+
+extern const fs_arch fs_torch_transformer;
+const fs_arch fs_torch_transformer = {
+    .model_type = "torch_transformer",
+    .names = names,
+    .refused = none,
+    .unused = none,
+    .keys = keys,
+    .kinds = kinds,
+    .ends = end_weights,
+    .ends_bytes = sizeof(ends),
+    .settle = settle,
+    .look = look,
+    .begin = begin,
+};
