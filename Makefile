@@ -21,7 +21,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 C_CODE  = $(shell find csrc tests -name build -prune -o \
               \( -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) -print)
-PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks
+PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 
 # Spark needs a Java: scripts/java-home finds one or installs one into the environment.
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";

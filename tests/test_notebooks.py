@@ -1,11 +1,13 @@
 """Every notebook is in Databricks' source format and runs from top to bottom as it stands."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 CELL = "\n# COMMAND ----------\n"
 
 TEXTS = [
@@ -43,8 +45,8 @@ def run(path: Path, **names: object) -> dict[str, object]:
     return names
 
 
-def test_there_is_a_notebook():
-    assert "embed_table.py" in [path.name for path in NOTEBOOKS]
+def test_there_are_these_notebooks():
+    assert [path.name for path in NOTEBOOKS] == ["data_parallelism.py", "embed_table.py", "model_parallelism.py"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
@@ -66,7 +68,7 @@ def test_embed_table(spark, minilm, capsys):
     spark.sql("DROP TABLE IF EXISTS note_vectors")
     given = {"model": minilm, "source": "notes", "column": "note", "target": "note_vectors"}
     widgets = Widgets(given | {"question": "a quiet place near the beach"})
-    left = run(NOTEBOOKS[0], spark=spark, dbutils=Utilities(widgets))
+    left = run(ROOT / "notebooks" / "embed_table.py", spark=spark, dbutils=Utilities(widgets))
 
     assert set(widgets.asked) == set(widgets.given)
     stored = spark.table("note_vectors").orderBy("id").collect()
@@ -77,3 +79,24 @@ def test_embed_table(spark, minilm, capsys):
     assert best.note == TEXTS[0] and 0.3 < best.score < 1
     assert TEXTS[0] in capsys.readouterr().out
     spark.sql("DROP TABLE note_vectors")
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("name", ["data_parallelism", "model_parallelism"])
+def test_parallelism(spark, tmp_path, capsys, monkeypatch, name):
+    """The folders are those of the examples, so that no torch is needed."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / name)
+    monkeypatch.delitem(sys.modules, "example", raising=False)
+    import example
+
+    model = example.write_model(tmp_path / "model")
+    monkeypatch.delitem(sys.modules, "example")
+    widgets = Widgets({"model": model, "devices": "cpu:0,cpu:1", "rows": "5", "length": "16"})
+    left = run(ROOT / "notebooks" / f"{name}.py", spark=spark, dbutils=Utilities(widgets))
+
+    assert set(widgets.asked) == set(widgets.given)
+    assert left["config"].items() == example.CONFIG.items() | {("model_type", "torch_transformer")}
+    rows = left["scored"].collect()
+    assert len(rows) == 5 and all(len(row.state) == 512 for row in rows)
+    assert left["different"] == 0
+    assert "0 of 5 rows differ" in capsys.readouterr().out

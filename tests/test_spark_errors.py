@@ -18,7 +18,6 @@ def model(tmp_path_factory):
 OPTIONS = [
     ({"poling": "cls"}, CONFIG, "embed_udf has no option poling; did you mean pooling?"),
     ({"batch_size": 32}, CONFIG, "embed_udf has no option batch_size; its options are pooling, "),
-    ({"parallel": "auto"}, CONFIG, "embed_udf has no option parallel"),
     ({"pooling": "median"}, CONFIG, "pooling median is not known; known are cls, max, mean"),
     ({"pooling": []}, CONFIG, "a mode or a list of modes belongs there"),
     ({"pooling": 3}, CONFIG, "pooling is 3"),
@@ -110,7 +109,7 @@ def test_score_checks_the_table_before_anything_runs(spark, model):
         ((df.text,), {}, CONFIG, "score takes the names of columns"),
         ((), {}, CONFIG, "embed_udf takes 1 column; 0 were given"),
         (("text", "id"), {}, CONFIG, "embed_udf takes 1 column; 2 were given"),
-        (("price",), {}, REQUEST, "column price is double; string (text) or array<int> (token ids) belongs there"),
+        (("price",), {}, REQUEST, "column price is double; string (text) or array<int> (token ids), or for models"),
         (("text",), {"output": "Price"}, CONFIG, "output is 'Price', which the table already has"),
         (("text",), {"output": ""}, CONFIG, "output is ''"),
     ]

@@ -89,7 +89,7 @@ class RecordedPending:
 
 
 def stream(job, arrays, engine, name="the column"):
-    return _rows.embed(job, iter(arrays), lambda *_: nullcontext(engine), lambda array: array, name)
+    return _rows.stream(job, iter(arrays), lambda *_: nullcontext(engine), lambda array: [array], [name])
 
 
 def test_first_results_cost_hundreds_of_rows_and_the_rest_is_cancelled(model):
@@ -123,7 +123,7 @@ def test_no_engine_is_opened_where_there_is_no_row(model):
         raise AssertionError("opened")
 
     empty = [pa.array([], pa.string())] * 2
-    assert list(_rows.embed(embed_job(model), iter(empty), attach, lambda array: array, "the column")) == []
+    assert list(_rows.stream(embed_job(model), iter(empty), attach, lambda array: [array], ["the column"])) == []
 
 
 def test_a_faulty_row_fails_the_task_by_its_place_in_the_partition(model):
@@ -271,10 +271,11 @@ def test_through_pandas_and_back():
     assert _columns.from_series(pd.Series(["a", None])).to_pylist() == ["a", None]
     assert _columns.from_series(pd.Series([np.array([1, 2]), None])).to_pylist() == [[1, 2], None]
     nulls = np.array([False, True, False])
-    struct = _columns.details(matrix, nulls, [(2, "TOO_LONG", "why")], np.int32([3, 0, 0]), np.zeros(3, bool))
+    vectors = _columns.vectors(matrix, np.array([True, False, False]))
+    struct = _columns.details(vectors, nulls, [(2, "TOO_LONG", "why")], np.int32([3, 0, 0]), np.zeros(3, bool))
     struct.validate(full=True)
     frame = _columns.to_frame(struct)
-    assert list(frame.columns) == [field.name for field in _columns.DETAILS]
+    assert list(frame.columns) == [field.name for field in struct.type]
     assert frame["error_code"].tolist() == [None, None, "TOO_LONG"]
     assert frame["prompt_tokens"].tolist() == [3, pd.NA, 0]
 

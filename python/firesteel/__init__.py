@@ -24,7 +24,7 @@ from .engine import Engine
 from .placement import Placement, plan
 
 if TYPE_CHECKING:
-    from .spark import embed_udf, register, score
+    from .spark import embed_udf, hidden_states_udf, register, score
 
 __all__ = [
     "CheckpointError",
@@ -37,11 +37,12 @@ __all__ = [
     "Placement",
     "RequestError",
     "embed_udf",
+    "hidden_states_udf",
     "plan",
     "register",
     "score",
 ]
-_SPARK = ("embed_udf", "register", "score")
+_SPARK = ("embed_udf", "hidden_states_udf", "register", "score")
 
 
 def __getattr__(name: str) -> object:

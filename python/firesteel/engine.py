@@ -4,7 +4,8 @@ Everything goes one way: rows -> windows -> token ids -> jobs of the C engine, w
 The first window is small and each next one twice as large, so the devices start at once and tokenising a window happens
 while they compute the one before. Nothing waits until the caller asks for a result.
 
-    Engine.start_embed -> Pending        faults of rows are values, Pending.result() waits; what the Spark side uses
+    Engine.start_embed, Engine.start_hidden_states -> Pending
+                                         faults of rows are values, Pending.result() waits; what the Spark side uses
     Engine.embed, Engine.hidden_states   the same, waited for; faults of rows raise RequestError
 """
 
@@ -176,6 +177,20 @@ class Engine:
             engine.hidden_states([[101, 7592, 102]])[0].shape      # (3, 384)
         """
         return _all_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True, targets))
+
+    def start_hidden_states(
+        self, rows: Rows, targets: Rows | None = None, max_length: int | None = None, truncate: bool | str = True
+    ) -> Pending:
+        """As `hidden_states`, but returns once all rows are queued; None is a null row, on which no work is done.
+
+        max_length and truncate are as in `embed`.
+
+        Example::
+
+            states, offsets, errors = engine.start_hidden_states([[101, 7592, 102], None]).flat_result()
+            states.shape, offsets      # (3, 384), [0, 3, 3]
+        """
+        return self._start("hidden_states", rows, "auto", False, max_length, "", None, truncate, targets)
 
     def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
         """Floats in one vector that `embed` makes with these options."""
@@ -383,16 +398,21 @@ class Pending:
 
         Raises what failed the whole request: DeviceError, OutOfMemory, RequestError after `cancel`. Ctrl-C cancels.
         """
-        try:
-            for part in self._parts:
-                part.job.wait()
-        except BaseException:
-            self.cancel()
-            raise
+        self._wait()
         with self._lock:
             if self._collected is None:
                 self._collected = self._collect()
             return self._collected
+
+    def flat_result(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
+        """As `result`, for hidden states, and without an object a row: they lie one after the other.
+
+        (float32 [T, hidden], int64 [rows + 1], where the tokens of each row begin and end, errors). Null and faulty
+        rows have no tokens.
+        """
+        self._wait()
+        with self._lock:
+            return self._collect_flat()
 
     def cancel(self) -> None:
         """Takes what has not run out of the queue; afterwards nothing writes to the result any more."""
@@ -439,6 +459,33 @@ class Pending:
                 if self._task == "embed":
                     self._vectors[row] = np.nan
         return (self._vectors if self._task == "embed" else states), sorted(errors)
+
+    def _wait(self) -> None:
+        try:
+            for part in self._parts:
+                part.job.wait()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _collect_flat(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
+        errors = list(self._errors)
+        lengths = np.zeros(len(self.tokens), np.int64)
+        flat = []
+        for part in self._parts:  # in the order of their rows
+            sizes, states = np.diff(part.offsets), part.out
+            if failed := part.job.errors:
+                good = np.ones(len(sizes), bool)
+                good[[row for row, _, _ in failed]] = False
+                states, sizes = states[np.repeat(good, sizes)], sizes * good
+                self.tokens[part.rows[~good]] = 0
+                errors += [(int(part.rows[row]), code, sentence) for row, code, sentence in failed]
+            lengths[part.rows] = sizes
+            flat.append(states)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        if len(flat) == 1:
+            return flat[0], offsets, sorted(errors)
+        return np.concatenate([np.empty((0, self._width), np.float32), *flat]), offsets, sorted(errors)
 
 
 class _Part(NamedTuple):

@@ -1,6 +1,6 @@
 """A column of a file through a model, without Spark: the same rows, window and results as in a worker.
 
-    reader (Parquet, JSON lines, CSV: pieces of a few thousand rows) -> spark._rows.embed -> Parquet
+    reader (Parquet, JSON lines, CSV: pieces of a few thousand rows) -> spark._rows.stream -> Parquet
 
 Only what the window holds is in memory. The output is written beside its place and renamed when it is complete, so that
 what bears its name is always whole.
@@ -47,10 +47,14 @@ class Work:
         from tqdm import tqdm
 
         at = self.reader.schema.get_field_index(self.column)
-        kind = _columns.DETAILS if self.job.details else _columns.FLOATS
+        kind = _columns.details_type(_columns.FLOATS) if self.job.details else _columns.FLOATS
         schema = self.reader.schema.append(pa.field(self.output, kind))
-        pieces = _rows.embed(
-            self.job, self.reader, lambda *_: nullcontext(self.engine), lambda b: b.column(at), f"column {self.column}"
+        pieces = _rows.stream(
+            self.job,
+            self.reader,
+            lambda *_: nullcontext(self.engine),
+            lambda batch: [batch.column(at)],
+            [f"column {self.column}"],
         )
         start, rows, missing = perf_counter(), 0, 0
         bar = tqdm(total=self.reader.rows, unit=" rows", unit_scale=True, disable=True if quiet else None)

@@ -8,9 +8,9 @@
  *   decoder(_layer)  the memory            x                    norm(layers(x, memory))
  *   transformer      x of the encoder      x of the decoder     decoder(targets, memory = encoder(rows))
  *
- * x is embedding[id], or the features themselves; a memory that comes from outside is features. The last norm is there
- * where the file has it (nn.Transformer has both). Sequences are whole: there is no padding to mask. There are no
- * positions either: PyTorch's modules have none.
+ * x is embedding[id], or the features themselves; a memory that comes from outside is features. The last norms are there
+ * where the file has them: nn.Transformer has both, two layers that stand for themselves have neither. Sequences are
+ * whole: there is no padding to mask. There are no positions either: PyTorch's modules have none.
  *
  * In front of the decoder's layers the carry's `other` holds the targets, behind that border the memory. */
 #include "models/arch.h"
@@ -174,15 +174,18 @@ static fs_status end_alone(fs_step *s, const fs_settings *set, const void *weigh
 /* x becomes the memory, and the targets x. */
 static fs_status end_encoder(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
     const ends *w = weights;
+    const fs_epilogue none = { 0 };
     if (!carry->in.at) FS_TRY(fs_carry_in(s, set, carry));
-    FS_TRY(fs_norm_carry(s, set, carry, carry->x, &w->encoder.gamma, fs_given(&w->encoder.beta)));
+    if (set->norms) FS_TRY(fs_norm_carry(s, set, carry, carry->x, &w->encoder.gamma, fs_given(&w->encoder.beta)));
+    else if (set->norm_first && set->dtype != FS_F32) /* what a block's norm left there is not x */
+        FS_TRY(s->ops->add(s, carry->in, carry->x, &none));
     *carry = (fs_carry){ .x = carry->other, .other = set->dtype == FS_F32 ? carry->x : carry->in };
     return FS_OK;
 }
 
 static fs_status end_decoder(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
     const ends *w = weights;
-    return norm_in_place(s, set, carry->x, &w->decoder);
+    return set->norms ? norm_in_place(s, set, carry->x, &w->decoder) : FS_OK;
 }
 
 #define ENCODERS(prefix, end) { prefix, encoder_weights, sizeof(encoder_layer), run_encoder_layer, end }
@@ -229,9 +232,23 @@ static fs_status settle(fs_settings *set) {
     return FS_OK;
 }
 
+/* A transformer of layers alone, as when each stands for itself in PyTorch, has neither last norm. */
+static void look_for_norms(fs_settings *set, const fs_checkpoint *c) {
+    const size_t before = strlen(set->prefix);
+    int found = c->tensor_count == 0; /* a config alone: as nn.Transformer makes them */
+    for (int i = 0; i < c->tensor_count; i++) {
+        const char *name = c->tensors[i].name;
+        if (strncmp(name, set->prefix, before)) continue;
+        found |= !strncmp(name + before, "encoder.norm.", 13) || !strncmp(name + before, "decoder.norm.", 13);
+    }
+    set->norms &= found;
+    set->norms_bias &= found;
+}
+
 /* PyTorch adds a last norm to an encoder or a decoder where it is told to, and config.json does not say. */
 static void look(fs_settings *set, const fs_checkpoint *c) {
     const size_t before = strlen(set->prefix);
+    if (set->part == TRANSFORMER) look_for_norms(set, c);
     if (set->part != ENCODER && set->part != DECODER) return;
     for (int i = 0; i < c->tensor_count; i++) {
         const char *name = c->tensors[i].name;

@@ -6,12 +6,13 @@
     firesteel.register(spark, "embed_text", vectors)           # in SQL
 
 Only this folder imports pyspark, and only when one of these names is used: the modules that move rows
-(_rows, _columns, _window) serve `python -m firesteel run`, which has no Spark, as well.
+(_rows, _tasks, _columns, _window) serve `python -m firesteel run`, which has no Spark, as well.
 
-    _embed, _score, _register  one Spark-facing function each
+    _embed, _hidden_states, _score, _register  one Spark-facing function each
     _options                   options -> Job, checked on the driver; what travels to the workers
     _udf                       Job -> column function
     _rows                      batches in, results out, in order: what a worker runs
+    _tasks                     what a task asks of the engine, and makes of the answer
     _window                    how far a worker reads ahead
     _columns                   all Arrow and pandas conversions
     _worker                    the engines of this worker process; the only place that knows it has its own
@@ -22,12 +23,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._embed import embed_udf
+    from ._hidden_states import hidden_states_udf
     from ._register import register
     from ._score import score
 
-_HOME = {"embed_udf": "_embed", "register": "_register", "score": "_score"}
+_HOME = {
+    "embed_udf": "_embed",
+    "hidden_states_udf": "_hidden_states",
+    "register": "_register",
+    "score": "_score",
+}
 
-__all__ = ["embed_udf", "register", "score"]
+__all__ = ["embed_udf", "hidden_states_udf", "register", "score"]
 
 
 def __getattr__(name: str) -> object:

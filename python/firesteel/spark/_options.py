@@ -7,7 +7,7 @@ it can see the model's folder that includes the checkpoint's own faults: only he
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -16,6 +16,7 @@ from .._core import ConfigError, RequestError
 from ..checkpoint import Checkpoint, pooling_modes
 from ._worker import ignore_keys_of_session
 
+OUTPUTS = ("all", "first", "last", "mean")
 ON_ERROR = ("fail", "null")
 MAX_ERRORS = 0.5
 
@@ -30,30 +31,42 @@ class Job:
     task: str
     model: str  # absolute path
     engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine
-    request: tuple[tuple[str, object], ...]  # options of Engine.start_embed
+    request: tuple[tuple[str, object], ...]  # options of the task, see _tasks
     details: bool
     on_error: str
     max_errors: float
 
 
-def embed_job(
-    model: str | os.PathLike[str],
-    *,
-    details: object = False,
-    on_error: object = None,
-    max_errors: object = MAX_ERRORS,
-    said_by: str = "embed_udf",
-    **options: object,
-) -> Job:
+def embed_job(model: str | os.PathLike[str], *, said_by: str = "embed_udf", **options: object) -> Job:
     """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
+    request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
+    return _job("embed", model, request, _check_embed, said_by, options)
+
+
+def hidden_states_job(model: str | os.PathLike[str], **options: object) -> Job:
+    """As embed_job."""
+    request = dict(output="all", max_length=None, truncate=True)
+    return _job("hidden_states", model, request, _check_hidden_states, "hidden_states_udf", options)
+
+
+def _job(
+    task: str,
+    model: object,
+    request: dict[str, object],
+    check: Callable[[dict[str, object]], None],
+    said_by: str,
+    options: dict[str, object],
+) -> Job:
+    """`request`: the options of the task with their defaults; `options`: what the user said."""
     engine = dict.fromkeys(("devices", "parallel", "dtype"), "auto")
     engine |= dict.fromkeys(("max_memory", "threads", "cpu_path"))
-    request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
-    refuse_unknown(said_by, options, [*request, *engine, "details", "on_error", "max_errors"])
-    engine |= {name: value for name, value in options.items() if name in engine}
-    request |= {name: value for name, value in options.items() if name in request}
+    faults: dict[str, object] = dict(details=False, on_error=None, max_errors=MAX_ERRORS)
+    refuse_unknown(said_by, options, [*request, *engine, *faults])
+    for part in (engine, request, faults):
+        part |= {name: value for name, value in options.items() if name in part}
     _check_engine(engine)
-    _check_request(request)
+    check(request)
+    details, on_error, max_errors = faults.values()
     if not isinstance(details, bool):
         raise ConfigError(f"details is {details!r}; True or False belongs there")
     if on_error is None:
@@ -63,7 +76,7 @@ def embed_job(
     if isinstance(max_errors, bool) or not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
         raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
     return Job(
-        task="embed",
+        task=task,
         model=_check_model(model, request),
         engine=tuple(sorted((name, _frozen(value)) for name, value in engine.items())),
         request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
@@ -101,19 +114,32 @@ def _check_engine(engine: dict[str, object]) -> None:
     byte_count(engine["max_memory"])
 
 
-def _check_request(request: dict[str, object]) -> None:
+def _check_embed(request: dict[str, object]) -> None:
     if request["pooling"] != "auto":
         pooling_modes(request["pooling"], "embed_udf")
     if not isinstance(request["normalize"], bool) and request["normalize"] != "auto":
         raise RequestError(f'normalize is {request["normalize"]!r}; True, False or "auto" belongs there')
-    if request["truncate"] is not True and request["truncate"] != "error":
-        raise RequestError(f'truncate is {request["truncate"]!r}; True or "error" belongs there')
-    for name in ("max_length", "dimensions"):
-        value = request[name]
-        if value is not None and (type(value) is not int or value < 1):
-            raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
+    _check_count("dimensions", request["dimensions"])
     if request["prompt"] is not None and not isinstance(request["prompt"], str):
         raise RequestError(f"prompt is a {type(request['prompt']).__name__}; a string or None belongs there")
+    _check_length(request)
+
+
+def _check_hidden_states(request: dict[str, object]) -> None:
+    if request["output"] not in OUTPUTS:
+        raise RequestError(f'output is {request["output"]!r}; "all", "first", "last" or "mean" belongs there')
+    _check_length(request)
+
+
+def _check_length(request: dict[str, object]) -> None:
+    if request["truncate"] is not True and request["truncate"] != "error":
+        raise RequestError(f'truncate is {request["truncate"]!r}; True or "error" belongs there')
+    _check_count("max_length", request["max_length"])
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
 
 
 def _check_model(model: str | os.PathLike[str], request: dict[str, object]) -> str:
@@ -127,15 +153,17 @@ def _check_model(model: str | os.PathLike[str], request: dict[str, object]) -> s
         checkpoint = Checkpoint.open(path)
         _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
-    length, dimensions = request["max_length"], request["dimensions"]
+    length, dimensions = request["max_length"], request.get("dimensions")
     if length and type(positions) is int and length > positions:
         raise RequestError(
             f"max_length is {length}; the model has {positions} positions, so 1 to {positions} belongs there"
         )
+    if not dimensions or type(width) is not int:
+        return path
     modes = checkpoint.sentence.pooling
     if request["pooling"] != "auto":
         modes = pooling_modes(request["pooling"], "embed_udf")
-    if dimensions and type(width) is int and dimensions > width * len(modes):
+    if dimensions > width * len(modes):
         width *= len(modes)
         raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
     return path

@@ -1,6 +1,6 @@
 """What a worker runs: batches in, results out, in order, with many requests outstanding.
 
-    batches -> slices of at most Window.room() rows -> Engine.start_embed -> waiting (oldest first) -> result, in order
+    batches -> slices of at most Window.room() rows -> requests (_tasks) -> waiting (oldest first) -> result, in order
 
 The consumer pulls, so nothing is read, tokenised or computed that the window does not allow. When the consumer stops
 early (`limit`, a cancelled task) or a row fails the task, what is outstanding is cancelled.
@@ -9,10 +9,10 @@ early (`limit`, a cancelled task) or a row fails the task, what is outstanding i
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,68 +21,95 @@ from .._core import RequestError
 from ..engine import Engine, Pending
 from . import _columns as columns
 from ._options import Job
+from ._tasks import TASKS
 from ._window import Window
 
-SLICE_BYTES = 4 << 20  # a slice of long texts has fewer rows
+SLICE_BYTES = 4 << 20  # of its columns or its results: a slice of long rows has fewer of them
 CHECKED_ROWS = 1000  # max_errors speaks from this row of a partition on
 
-Batch = TypeVar("Batch", pa.Array, pa.RecordBatch)
+Batch = TypeVar("Batch")  # whatever has a length and slice(begin, rows)
 Attach = Callable[[str, tuple[tuple[str, object], ...]], AbstractContextManager[Engine]]
 
 
+class _Piece(NamedTuple, Generic[Batch]):
+    batch: Batch  # a batch, or a slice of one, as it came
+    columns: list[pa.Array]  # readable
+
+    def slice(self, begin: int, rows: int) -> _Piece[Batch]:
+        return _Piece(self.batch.slice(begin, rows), [array.slice(begin, rows) for array in self.columns])
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns[0])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.columns)
+
+
 class _Waiting(NamedTuple):
-    batch: pa.Array | pa.RecordBatch  # the slice, as it came
-    array: pa.Array  # its column
+    piece: _Piece
     pending: Pending
     faults: list[columns.RowError]  # known before the engine saw the rows
     size: int  # bytes it holds, in the window's account
 
 
-def embed(
-    job: Job, batches: Iterable[Batch], attach: Attach, column: Callable[[Batch], pa.Array], name: str
+def stream(
+    job: Job,
+    batches: Iterable[Batch],
+    attach: Attach,
+    given: Callable[[Batch], Sequence[pa.Array]],
+    names: Sequence[str],
 ) -> Iterator[tuple[Batch, pa.Array]]:
     """(slice of a batch, result array) for every row of `batches`, in order; the slices are smaller than the batches.
 
-    `column` gives the input column of a batch, `name` is how errors call it. No engine is opened where there is no row.
+    `given` are the input columns of a batch, `names` is how errors call them. Without a row no engine is opened.
     """
     window = Window()
     waiting: deque[_Waiting] = deque()
     tally = _Tally(job)
-    pieces = _slices(batches, column, name, window)
+    pieces = _read(batches, given, names)
     first = next(pieces, None)
     if first is None:
         return
-    pieces = chain([first], pieces)
     with attach(job.model, job.engine) as engine:
         ask = _Ask(job, engine)
+        slices = _slices(chain([first], pieces), ask, window)
         try:
             while True:
-                while window.room() and (piece := next(pieces, None)) is not None:
-                    waiting.append(ask.start(*piece))
-                    window.take(len(piece[1]), waiting[-1].size)
+                while window.room() and (piece := next(slices, None)) is not None:
+                    waiting.append(ask.start(piece))
+                    window.take(piece.rows, waiting[-1].size)
                 if not waiting:
                     return
                 result = ask.finish(waiting[0], tally)
                 done = waiting.popleft()
-                window.give(len(done.array), done.size)
-                yield done.batch, result
+                window.give(done.piece.rows, done.size)
+                yield done.piece.batch, result
         finally:
             for one in waiting:
                 one.pending.cancel()
 
 
-def _slices(
-    batches: Iterable[Batch], column: Callable[[Batch], pa.Array], name: str, window: Window
-) -> Iterator[tuple[Batch, pa.Array]]:
-    """Small pieces of each batch, and their column. Ask only while the window has room."""
+def _read(
+    batches: Iterable[Batch], given: Callable[[Batch], Sequence[pa.Array]], names: Sequence[str]
+) -> Iterator[_Piece[Batch]]:
+    """The batches that have rows, with their columns."""
     for batch in batches:
-        array = columns.readable(column(batch), name)
+        found = [columns.readable(array, name) for array, name in zip(given(batch), names, strict=False)]
+        if len(found[0]):
+            yield _Piece(batch, found)
+
+
+def _slices(pieces: Iterable[_Piece[Batch]], ask: _Ask, window: Window) -> Iterator[_Piece[Batch]]:
+    """Small pieces of each. Ask only while the window has room."""
+    for piece in pieces:
         begin = 0
-        while begin < len(array):
-            rows = min(window.room(), len(array) - begin)
-            while rows > 1 and array.slice(begin, rows).nbytes > SLICE_BYTES:
+        while begin < piece.rows:
+            rows = min(window.room(), piece.rows - begin)
+            while rows > 1 and ask.cost(piece.slice(begin, rows)) > SLICE_BYTES:
                 rows //= 2
-            yield batch.slice(begin, rows), array.slice(begin, rows)
+            yield piece.slice(begin, rows)
             begin += rows
 
 
@@ -90,27 +117,33 @@ class _Ask:
     """Turns slices into requests and requests into result arrays."""
 
     def __init__(self, job: Job, engine: Engine) -> None:
-        self._job = job
-        self._engine = engine
-        self._options = dict(job.request)
-        self._row_bytes = 4 * engine.dimension(self._options["pooling"], self._options["dimensions"])
-        self._limit = self._options["max_length"] or engine.settings["max_length"]
+        self._details = job.details
+        self._task = TASKS[job.task](job, engine)
 
-    def start(self, batch: Batch, array: pa.Array) -> _Waiting:
-        rows, faults = columns.rows_of(array)
-        pending = self._engine.start_embed(rows, **self._options)
-        return _Waiting(batch, array, pending, faults, array.nbytes + self._row_bytes * len(array))
+    def cost(self, piece: _Piece) -> int:
+        return max(piece.nbytes, self._task.cost(piece.columns))
+
+    def start(self, piece: _Piece) -> _Waiting:
+        pending, faults = self._task.start(piece.columns)
+        return _Waiting(piece, pending, faults, piece.nbytes + self._task.held(pending))
 
     def finish(self, waiting: _Waiting, tally: _Tally) -> pa.Array:
-        matrix, errors = waiting.pending.result()
-        errors = sorted(waiting.faults + errors) if waiting.faults else errors
-        good = columns.valid(waiting.array)
+        good = columns.valid(waiting.piece.columns[0])
+        for array in waiting.piece.columns[1:]:
+            good &= columns.valid(array)
+        nulls = ~good
+        found, errors = self._task.wait(waiting.pending, good)
+        if waiting.faults:  # a row that one of them found null was not computed, whatever stood beside it
+            known = {row for row, _, _ in waiting.faults}
+            errors = [error for error in errors if error[0] not in known] + waiting.faults
+        errors = sorted(error for error in errors if good[error[0]])
         tally.add(good, errors)
-        if self._job.details:
-            tokens = waiting.pending.tokens
-            return columns.details(matrix, ~good, errors, tokens, tokens >= self._limit)
         good[[row for row, _, _ in errors]] = False
-        return columns.vectors(matrix, good)
+        results = self._task.array(found, good)
+        if self._details:
+            tokens = waiting.pending.tokens
+            return columns.details(results, nulls, errors, tokens, tokens >= self._task.limit)
+        return results
 
 
 class _Tally:

@@ -4,12 +4,21 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from pyspark.sql.types import ArrayType, DataType, IntegralType, NullType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    FractionalType,
+    IntegralType,
+    NullType,
+    StringType,
+    StructField,
+    StructType,
+)
 
 from .._core import ConfigError, RequestError
 from . import _rows, _worker
 from ._options import Job
-from ._udf import ColumnFunction
+from ._udf import ColumnFunction, check_count
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -22,7 +31,7 @@ def score(df: "DataFrame", udf: ColumnFunction, *columns: str, output: str = "pr
     over without a copy on every Spark from 3.5 on. Spark pushes no filter through a mapInArrow: filter before.
     Write the result before a sort or a join, which would compute it twice.
 
-    Raises ConfigError, or RequestError for a column that is no string or array<int>, before anything runs.
+    Raises ConfigError, or RequestError for a column of another type than the function takes, before anything runs.
 
     Example:
 
@@ -32,23 +41,30 @@ def score(df: "DataFrame", udf: ColumnFunction, *columns: str, output: str = "pr
     [Row(id=1, text='a first text', n=384), Row(id=2, text='another', n=384)]
     """
     if not isinstance(udf, ColumnFunction):
-        raise ConfigError(f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns belongs there")
-    if len(columns) != 1:
-        raise ConfigError(f"{udf.job.task}_udf takes 1 column; {len(columns)} were given")
+        raise ConfigError(
+            f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or hidden_states_udf, belongs there"
+        )
+    check_count(udf.job, len(columns))
     names = df.columns
-    at = _find(names, columns[0])
-    _check_type(df.schema.fields[at])
+    places = [_find(names, column) for column in columns]
+    for place in places:
+        _check_type(df.schema.fields[place])
     if not isinstance(output, str) or not output:
         raise ConfigError(f"output is {output!r}; the name of the new column belongs there")
     if output.lower() in (name.lower() for name in names):
         raise ConfigError(f"output is {output!r}, which the table already has; choose another: output=...")
     schema = StructType([*df.schema.fields, StructField(output, udf.returnType)])
-    return df.mapInArrow(_function(udf.job, at, names[at], [*names, output]), schema)
+    return df.mapInArrow(_function(udf.job, places, [*names, output]), schema)
 
 
-def _function(job: Job, at: int, name: str, names: list[str]):
+def _function(job: Job, places: list[int], names: list[str]):
+    called = [f"column {names[place]}" for place in places]
+
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch, result in _rows.embed(job, batches, _worker.attach, lambda b: b.column(at), f"column {name}"):
+        def given(batch: pa.RecordBatch) -> list[pa.Array]:
+            return [batch.column(place) for place in places]
+
+        for batch, result in _rows.stream(job, batches, _worker.attach, given, called):
             yield pa.RecordBatch.from_arrays([*batch.columns, result], names)
 
     return score
@@ -70,7 +86,10 @@ def _check_type(field: StructField) -> None:
         return
     if isinstance(kind, ArrayType) and isinstance(kind.elementType, (IntegralType, NullType)):
         return
+    if isinstance(kind, ArrayType) and isinstance(kind.elementType, ArrayType):
+        if isinstance(kind.elementType.elementType, (FractionalType, IntegralType, NullType)):
+            return
     raise RequestError(
-        f"column {field.name} is {kind.simpleString()}; string (text) or array<int> (token ids) belongs there: "
-        f"cast it, or choose another column"
+        f"column {field.name} is {kind.simpleString()}; string (text) or array<int> (token ids), or for models that "
+        f"take features array<array<float>>, belongs there: cast it, or choose another column"
     )

@@ -1,4 +1,4 @@
-"""A Job as a column function: what `embed_udf` returns.
+"""A Job as a column function: what `embed_udf` and `hidden_states_udf` return.
 
 The function that Spark pickles is made here, a closure over the Job alone; everything it calls is pickled by name, so
 firesteel must be installed on the executors and nothing of it travels.
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import Column
 
-RESULTS: dict[str, DataType] = {"embed": ArrayType(FloatType())}  # by task
+COLUMNS = {"embed": (1, 1), "hidden_states": (1, 2)}  # by task: how many go in, at least and at most
 
 
 def result_type(job: Job) -> DataType:
     """The Spark type of what the job makes of a row."""
-    result = RESULTS[job.task]
+    result: DataType = ArrayType(FloatType())
+    if dict(job.request).get("output") == "all":
+        result = ArrayType(result)
     if not job.details:
         return result
     fields = {
@@ -38,6 +40,14 @@ def result_type(job: Job) -> DataType:
         "finish_reason": StringType(),
     }
     return StructType([StructField(name, kind) for name, kind in fields.items()])
+
+
+def check_count(job: Job, given: int, of: str = "") -> None:
+    """Raises ConfigError where the job does not take that many columns."""
+    least, most = COLUMNS[job.task]
+    if not least <= given <= most:
+        takes = "1 column" if most == 1 else f"{least} or {most} columns"
+        raise ConfigError(f"{job.task}_udf{of} takes {takes}; {given} were given")
 
 
 class ColumnFunction:
@@ -57,10 +67,9 @@ class ColumnFunction:
         self.deterministic = deterministic
 
     def __call__(self, *columns: "Column | str") -> "Column":
-        """The column of results. One column goes in: its name, or any expression."""
-        if len(columns) != 1:
-            raise ConfigError(f"{self.job.task}_udf's function takes 1 column; {len(columns)} were given")
-        return self._spark(columns[0])
+        """The column of results. A column is a name, or any expression."""
+        check_count(self.job, len(columns), "'s function")
+        return self._spark(*columns)
 
     @property
     def func(self) -> Callable[..., object]:
@@ -91,7 +100,8 @@ class ColumnFunction:
         return hash((self.job, self.deterministic))
 
     def __repr__(self) -> str:
-        plain = {"pooling": "auto", "normalize": "auto", "truncate": True, "devices": "auto", "dtype": "auto"}
+        plain: dict[str, object] = dict.fromkeys(("pooling", "normalize", "devices", "parallel", "dtype"), "auto")
+        plain |= {"truncate": True, "output": "all"}
         given = {name: value for name, value in self.job.engine + self.job.request if value != plain.get(name)}
         said = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"{self.job.task}_udf({self.job.model!r}{said})"
@@ -109,11 +119,12 @@ def _spark_udf(job: Job, deterministic: bool, remote: bool) -> Callable[..., "Co
 def arrow_function(job: Job) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
     """For arrow_udf (Spark >= 4.1): the results are the engine's own memory, nothing is copied."""
 
-    def embed(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        for _, result in _rows.embed(job, batches, _worker.attach, _same, f"the column given to {job.task}_udf"):
+    def compute(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        for _, result in _rows.stream(job, map(_Given.of, batches), _worker.attach, tuple, _names(job)):
             yield result
 
-    return embed
+    compute.__name__ = job.task  # which Spark names the column by
+    return compute
 
 
 def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Series]]":
@@ -121,18 +132,31 @@ def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Se
     import pandas as pd
 
     def rows(batches: Iterator[pd.Series]) -> Iterator[pa.Array]:
-        arrays = map(_columns.from_series, batches)
-        for _, result in _rows.embed(job, arrays, _worker.attach, _same, f"the column given to {job.task}_udf"):
+        given = (_Given(map(_columns.from_series, _Given.of(batch))) for batch in batches)
+        for _, result in _rows.stream(job, given, _worker.attach, tuple, _names(job)):
             yield result
 
-    def embed(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    def compute(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         yield from map(_columns.to_series, rows(batches))
 
-    def embed_with_details(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+    def compute_with_details(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from map(_columns.to_frame, rows(batches))
 
-    return embed_with_details if job.details else embed
+    made = compute_with_details if job.details else compute
+    made.__name__ = job.task
+    return made
 
 
-def _same(array: pa.Array) -> pa.Array:
-    return array
+class _Given(tuple):
+    """What Spark hands over for a batch: a tuple of columns, or where there is but one, that."""
+
+    @classmethod
+    def of(cls, batch: object) -> "_Given":
+        return cls(batch if isinstance(batch, tuple) else (batch,))
+
+    def slice(self, begin: int, rows: int) -> "_Given":
+        return self  # nobody asks for it again: results go back alone
+
+
+def _names(job: Job) -> tuple[str, str]:
+    return f"the column given to {job.task}_udf", f"the targets given to {job.task}_udf"
