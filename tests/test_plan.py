@@ -111,6 +111,97 @@ def test_any_plan_keeps_the_bits(folder, alone, placement):
     assert same(out, alone)
 
 
+# --- streamed layers
+
+SMALL_BATCHES = {"FIRESTEEL_BATCH_TOKENS": "32", "FIRESTEEL_PASS_TOKENS": "96"}
+
+
+def streaming(folder: str, devices: list[str], parallel: str = "stream") -> dict[int, int]:
+    """{layers that the first stage has room for at a time: bytes of each device for it}, where some are streamed."""
+    found = {}
+    for size in range(400_000, 3_000_000, 50_000):
+        there = firesteel.plan(folder, devices=devices, memory=size, parallel=parallel)
+        if there.fits and there.replicas[0][0].window:
+            found.setdefault(there.replicas[0][0].window, size)
+    return found
+
+
+def check_streams(folder: str, kind: str) -> list[str]:
+    """What is wrong with engines that stream: other bits, other bytes than planned, layers that came too often."""
+    wrong = []
+    with firesteel.Engine(folder, devices=f"{kind}:0") as engine:
+        expected = engine.embed(SHORT)
+    for parallel, count in (("stream", 1), ("split=2,stream", 2), ("replicate=2,stream", 2)):
+        devices = [f"{kind}:{i}" for i in range(count)]
+        windows = streaming(folder, devices, parallel)
+        if sorted(windows) != ([1] if "split" in parallel else [1, 2, 3]):
+            wrong.append(f"{parallel}: windows {sorted(windows)}")
+        for window, size in windows.items():
+            with firesteel.Engine(folder, devices=devices, parallel=parallel, max_memory=size) as engine:
+                if not same(engine.embed(SHORT), expected) or not same(engine.embed(SHORT[::-1])[::-1], expected):
+                    wrong.append(f"{parallel}, {window}: other bits")
+                stats, planned = engine.stats(), engine.placement
+            if stats["passes"] < 2 or stats["streamed_bytes"] <= 0:
+                wrong.append(f"{parallel}, {window}: {stats['passes']} passes, {stats['streamed_bytes']} bytes")
+            for device, said in zip(stats["devices"], planned.devices, strict=True):
+                if device["peak"] > size or abs(device["peak"] - said.bytes) > 0.05 * device["peak"]:
+                    wrong.append(f"{parallel}, {window}: {device['name']} takes {device['peak']}, not {said.bytes}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> str:
+    """A model whose layers take more than what runs through them."""
+    place = tmp_path_factory.mktemp("plan") / "wide"
+    return str(tiny.write(place, seed=6, layers=LAYERS, hidden=96, heads=4, inner=384))
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    for name, value in SMALL_BATCHES.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_streamed_layers_keep_the_bits_and_the_bytes(wide, small_batches):
+    assert check_streams(wide, "cpu") == []
+
+
+def test_streamed_layers_on_gpus(on_gpus, wide):
+    """From pinned host memory there; the staging of 8 MB leaves no room for small sizes, so they are by hand."""
+    on_gpus(STREAMED_BY_HAND, wide, **SMALL_BATCHES)
+
+
+STREAMED_BY_HAND = """
+import sys, firesteel, test_plan
+whole = firesteel.plan(sys.argv[1], devices="cuda:0", memory="1GB").devices[0].bytes
+alone = firesteel.Engine(sys.argv[1], devices="cuda:0").embed(test_plan.SHORT)
+seen = set()
+for less in range(0, 1_600_000, 100_000):
+    there = firesteel.plan(sys.argv[1], devices="cuda:0", memory=whole - less, parallel="stream")
+    window = there.replicas[0][0].window
+    if not there.fits or window in seen or not window:
+        continue
+    seen.add(window)
+    with firesteel.Engine(sys.argv[1], devices="cuda:0", parallel="stream", max_memory=whole - less) as engine:
+        assert test_plan.same(engine.embed(test_plan.SHORT), alone), window
+        stats = engine.stats()
+        assert stats["devices"][0]["peak"] == there.devices[0].bytes and stats["devices"][0]["host"] > 0, stats
+        assert stats["streamed_bytes"] % stats["passes"] == 0
+assert seen, "nothing was streamed"
+"""
+
+
+def test_auto_streams_what_fits_in_no_other_way(wide, small_batches):
+    window, size = max(streaming(wide, ["cpu:0"]).items())
+    there = firesteel.plan(wide, devices="cpu:0", memory=size)
+    assert there.parallel == "stream" and "layers come again for each pass" in there.why
+    with firesteel.Engine(wide, devices="cpu:0", max_memory=size) as engine:
+        assert engine.placement.replicas[0][0].window == window
+    least = min(streaming(wide, ["cpu:0"]).values())
+    with pytest.raises(OutOfMemory, match="are missing"):
+        firesteel.Engine(wide, devices="cpu:0", max_memory=least // 2, parallel="stream")
+
+
 # --- bytes
 
 SHAPES = [
@@ -274,8 +365,11 @@ def test_a_large_model_is_planned_at_once():
     for words in ("80 layers, bf16, 120.38 GB of weights", "replica 3 layers 40-79", "spark.task.resource.gpu.amount"):
         assert words in table, table
     one = firesteel.plan(tiny.config() | LARGE, devices="cuda:0", memory="80GB")
-    assert not one.fits and 'parallel="split" over 2 such devices would fit' in one.why
-    assert one.devices[0].missing == one.devices[0].bytes - 80 * 10**9
+    assert one.fits and one.parallel == "stream" and 40 < one.replicas[0][0].window < 60
+    assert f"room for {one.replicas[0][0].window} at a time" in str(one)
+    whole = firesteel.plan(tiny.config() | LARGE, devices="cuda:0", memory="80GB", parallel="replicate")
+    assert not whole.fits and 'parallel="stream" would fit' in whole.why
+    assert whole.devices[0].missing == whole.devices[0].bytes - 80 * 10**9
 
 
 def test_memory_is_what_the_container_leaves(folder):
@@ -317,7 +411,8 @@ REFUSED = [
     (dict(devices=["cpu:0", "cpu:0"]), "the same device"),
     (dict(devices=["cpu:0", "cpu:7"]), "lies beyond the 2 named"),
     (dict(devices="tpu"), "of no known kind"),
-    (dict(parallel="stream"), "cannot be streamed from host memory yet"),
+    (dict(parallel="stream=2"), "stream takes no number"),
+    (dict(devices=CPUS[:2], parallel="tensor=2,stream"), "none can be streamed"),
     (dict(parallel="layers"), "is no way to place a model"),
     (dict(parallel=2), "a string such as"),
     (dict(dtype="int3"), "int3"),

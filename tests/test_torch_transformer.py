@@ -113,11 +113,14 @@ def test_more_rows_than_a_window_and_a_batch_hold(tmp_path):
 
 # ---- stages and tensor groups ----
 
-# name -> (devices, stages) of a transformer with 2 + 2 layers; a stage is (first layer, one past the last, devices)
+# name -> (devices, stages) of a transformer with 2 + 2 layers; a stage is (first layer, one past the last, devices,
+# layers held at a time)
 SPLIT = {
     "one stage": (("{}:0",), None),
     "encoder, decoder": (("{}:0", "{}:1"), ((0, 2, (0,)), (2, 4, (1,)))),
     "cut after every layer": (("{}:0", "{}:1"), ((0, 1, (0,)), (1, 2, (1,)), (2, 3, (0,)), (3, 4, (1,)))),
+    "streamed": (("{}:0",), ((0, 4, (0,), 1),)),
+    "streamed across the border": (("{}:0", "{}:1"), ((0, 1, (1,)), (1, 4, (0,), 2))),
     "within both": (("{}:0", "{}:1"), ((0, 1, (1,)), (1, 3, (0,)), (3, 4, (1,)))),
 }
 TENSOR = {

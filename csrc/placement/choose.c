@@ -1,7 +1,7 @@
 /* choose.c - parallel= and devices -> a plan.
  *
- *   auto: replicas where one device holds the model; else stages, as few as it takes, and replicas of these; never a
- *   tensor group, whose degree would change the bits.
+ *   auto: replicas where one device holds the model; else stages, as few as it takes, and replicas of these; else layers
+ *   are streamed; never a tensor group, whose degree would change the bits.
  *
  * What does not fit is planned all the same, as if devices had no limit: the sentence then says what is missing, and
  * plan() shows where. */
@@ -53,6 +53,25 @@ static fs_status cut(task *t, int *cuts, const fs_parallel *p, fs_device *const 
     return found ? FS_OK : fs_balance(cuts, &found, t->loads, (int)t->set->L, NULL, p->split);
 }
 
+/* As many layers as the device has room for beside what a pass takes; all where they fit without one. */
+static fs_status choose_window(task *t, fs_stage_plan *s) {
+    fs_device *d = t->devices[s->devices[0]];
+    const int layers = s->last_layer - s->first_layer;
+    const size_t room = room_of(d);
+    const fs_shard_plan whole = { .first_layer = s->first_layer, .last_layer = s->last_layer, .ranks = 1 };
+    const fs_shard_plan streamed = { s->first_layer, s->last_layer, .ranks = 1, .streamed = layers };
+    fs_part_bytes b;
+    FS_TRY(fs_part_bytes_read(&b, t->set, &whole, 0, t->capacity, d));
+    if (fs_part_total(&b) <= room || layers == 1) return FS_OK;
+    FS_TRY(fs_part_bytes_read(&b, t->set, &streamed, 1, t->capacity, d));
+    const size_t least = fs_part_total(&b);
+    s->window = 1;
+    if (least >= room) return FS_OK;
+    const size_t more = (room - least) / b.slabs;
+    s->window += more < (size_t)layers - 2 ? (int)more : layers - 2;
+    return FS_OK;
+}
+
 /* The plan of these numbers, and what it needs. */
 static fs_status build(fs_plan *out, task *t, const fs_parallel *p) {
     fs_status st = FS_OK;
@@ -68,6 +87,7 @@ static fs_status build(fs_plan *out, task *t, const fs_parallel *p) {
             FS_GO(cut(t, cuts, p, t->devices + first));
         stages[i] = (fs_stage_plan){ cuts[stage], cuts[stage + 1], .ranks = p->tensor };
         for (int r = 0; r < p->tensor; r++) stages[i].devices[r] = first + r;
+        if (p->stream) FS_GO(choose_window(t, &stages[i]));
     }
     FS_GO(fs_plan_from_stages(out, t->set, stages, count, t->count));
     FS_GO(fs_plan_needs(t->needs, out, t->set, t->capacity, t->devices, t->count));
@@ -134,6 +154,24 @@ static fs_status find_fitting(fs_plan *out, fs_parallel *p, int *found, task *t,
     return FS_OK;
 }
 
+/* The most stages that divide the devices. */
+static int most_stages(const task *t) {
+    int split = 1;
+    for (int s = 1; s <= t->count && s <= t->set->L; s++)
+        if (t->count % s == 0) split = s;
+    return split;
+}
+
+/* Stages that stream what they have no room for. */
+static fs_status find_streaming(fs_plan *out, fs_parallel *p, int *found, task *t) {
+    int split = most_stages(t);
+    *p = (fs_parallel){ .replicate = t->count / split, .split = split, .tensor = 1, .stream = 1 };
+    FS_TRY(build(out, t, p));
+    *found = fits(t);
+    if (!*found) fs_plan_free(out);
+    return FS_OK;
+}
+
 /* How many devices like the largest it would take, as stages; 0: no number of them. */
 static fs_status stages_needed(int *out, task *t) {
     size_t rooms[FS_DEVICES_MAX], room = 0;
@@ -161,6 +199,7 @@ static fs_status explain(fs_choice *choice, task *t) {
     int found, stages = 0;
     fs_error_take(&missing, fs_plan_fits(t->needs, t->capacity, t->devices, t->count));
     FS_TRY(find_fitting(&other, &p, &found, t, 1));
+    if (!found) FS_TRY(find_streaming(&other, &p, &found, t));
     if (found) {
         fs_plan_free(&other);
         snprintf(choice->why, sizeof choice->why, "%.700s; parallel=\"%s\" would fit", missing.text,
@@ -180,15 +219,18 @@ static fs_status explain(fs_choice *choice, task *t) {
 static fs_status choose_auto(fs_plan *out, fs_choice *choice, task *t) {
     fs_parallel *p = &choice->parallel;
     FS_TRY(find_fitting(out, p, &choice->fits, t, 0));
+    if (!choice->fits) FS_TRY(find_streaming(out, p, &choice->fits, t));
     if (!choice->fits) {
-        int split = 1;
-        for (int s = 1; s <= t->count && s <= t->set->L; s++)
-            if (t->count % s == 0) split = s;
+        int split = most_stages(t);
         *p = (fs_parallel){ .replicate = t->count / split, .split = split, .tensor = 1 };
         FS_TRY(build(out, t, p));
         return explain(choice, t);
     }
-    if (p->split > 1)
+    if (p->stream)
+        snprintf(choice->why, sizeof choice->why,
+                 "the model does not fit on %s, so layers come again for each pass of up to %d batches",
+                 t->count > 1 ? "the devices" : "the device", t->capacity->pass_slots);
+    else if (p->split > 1)
         snprintf(choice->why, sizeof choice->why, "the model fits on no device alone, but on %d", p->split);
     else snprintf(choice->why, sizeof choice->why, "the model fits on %s device", t->count > 1 ? "each" : "the one");
     return FS_OK;

@@ -117,6 +117,10 @@ fs_status fs_part_bytes_read(fs_part_bytes *out, const fs_settings *set, const f
     return FS_OK;
 }
 
+size_t fs_part_total(const fs_part_bytes *b) {
+    return b->weights + b->slabs + b->scratch + (size_t)b->slots * (b->arena + 2 * b->block + b->out);
+}
+
 static void add_part(fs_need *n, const fs_part_bytes *b, int lent) {
     size_t slots = (size_t)b->slots;
     n->weights += (lent ? 0 : b->weights) + b->slabs;

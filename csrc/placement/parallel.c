@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#define WRITE "write \"auto\", \"replicate\", \"split\", \"tensor\" or a combination such as \"replicate=2,split=2\""
+#define WRITE                                                                                                          \
+    "write \"auto\", \"replicate\", \"split\", \"tensor\", \"stream\" or a combination such as "                       \
+    "\"replicate=2,split=2\""
 
 enum { REPLICATE, SPLIT, TENSOR, STREAM, WORDS };
 static const char *const words[WORDS] = { "replicate", "split", "tensor", "stream" };
@@ -20,6 +22,11 @@ static fs_status read_word(int numbers[WORDS], const char *all, const char *at, 
     if (word == WORDS)
         return fs_fail(FS_CONFIG, "parallel='%.60s': '%.*s' is no way to place a model; " WRITE, all,
                        name < 40 ? (int)name : 40, at);
+    if (word == STREAM && equals)
+        return fs_fail(FS_CONFIG,
+                       "parallel='%.60s': stream takes no number, the layers held follow from the memory; write "
+                       "\"stream\", and max_memory bounds it",
+                       all);
     if (numbers[word] != UNNAMED)
         return fs_fail(FS_CONFIG, "parallel='%.60s' names %s twice; name each once", all, words[word]);
     if (equals) {
@@ -63,8 +70,13 @@ fs_status fs_parallel_read(fs_parallel *out, const char *text, int devices) {
         at += length;
         if (!*at) break;
     }
-    if (numbers[STREAM] != UNNAMED)
-        return fs_fail(FS_CONFIG, "parallel='%.60s': layers cannot be streamed from host memory yet; " WRITE, text);
+    out->stream = numbers[STREAM] != UNNAMED;
+    if (out->stream && numbers[TENSOR] != UNNAMED)
+        return fs_fail(FS_CONFIG,
+                       "parallel='%.60s': a tensor group holds all of its layers, so none can be streamed; write "
+                       "\"split,stream\"",
+                       text);
+    if (out->stream && numbers[REPLICATE] == UNNAMED && numbers[SPLIT] == UNNAMED) numbers[SPLIT] = devices;
     long long product = 1;
     for (int w = 0; w < STREAM; w++) {
         if (numbers[w] > 0) product *= numbers[w];
@@ -88,11 +100,12 @@ const char *fs_parallel_text(const fs_parallel *p, char out[FS_PARALLEL_TEXT]) {
     const int numbers[] = { p->replicate, p->split, p->tensor };
     int named = 0, used = 0;
     for (int w = 0; w < STREAM; w++) named += numbers[w] > 1;
-    if (named == 0) snprintf(out, FS_PARALLEL_TEXT, "%s", words[REPLICATE]);
+    if (named == 0) snprintf(out, FS_PARALLEL_TEXT, "%s", words[p->stream ? STREAM : REPLICATE]);
     for (int w = 0; w < STREAM; w++) {
         size_t room = (size_t)(FS_PARALLEL_TEXT - used);
-        if (numbers[w] > 1 && named == 1) snprintf(out, room, "%s", words[w]);
+        if (numbers[w] > 1 && named == 1 && !p->stream) snprintf(out, room, "%s", words[w]);
         else if (numbers[w] > 1) used += snprintf(out + used, room, "%s%s=%d", used ? "," : "", words[w], numbers[w]);
     }
+    if (p->stream && named > 0) snprintf(out + used, (size_t)(FS_PARALLEL_TEXT - used), ",%s", words[STREAM]);
     return out;
 }

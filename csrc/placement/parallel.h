@@ -5,7 +5,8 @@
  *   "split"                  its layers cut into as many stages as there are devices
  *   "tensor"                 every layer shared by all devices; the degree is part of the bits, so auto never picks it
  *   "replicate=2,split=2"    combinations; the numbers multiply to the number of devices, one may be left to follow
- *   "stream"                 layers from host memory: the word has its place, the thing is not built yet
+ *   "stream"                 as many layers are held as there is memory for, the others come again for each pass of many
+ *                            rows; alone over several devices: in stages. Not beside tensor groups
  *
  * Of replicas, stages and ranks the last changes first over the devices as they were named:
  *
@@ -19,6 +20,7 @@
 
 typedef struct {
     int replicate, split, tensor; /* 1 where not named */
+    int stream;                   /* layers that find no room are streamed */
     int is_auto;                  /* then the planner decides */
 } fs_parallel;
 

@@ -86,6 +86,9 @@ typedef struct {
 fs_status fs_part_bytes_read(fs_part_bytes *out, const fs_settings *set, const fs_shard_plan *shard, int slabs,
                              const fs_capacity *c, fs_device *d);
 
+/* All of it, where nobody lends the weights. */
+size_t fs_part_total(const fs_part_bytes *b);
+
 typedef struct {
     size_t weights, workspace, staging;
 } fs_need;

@@ -9,8 +9,8 @@ static PyObject *stage_dict(const fs_stage_plan *stage) {
     for (int r = 0; devices && r < stage->ranks; r++)
         if (PyList_SetItem(devices, r, PyLong_FromLong(stage->devices[r])) < 0) Py_CLEAR(devices);
     if (!devices) return NULL;
-    return Py_BuildValue("{s:i,s:i,s:N}", "first_layer", stage->first_layer, "last_layer", stage->last_layer, "devices",
-                         devices);
+    return Py_BuildValue("{s:i,s:i,s:N,s:i}", "first_layer", stage->first_layer, "last_layer", stage->last_layer,
+                         "devices", devices, "window", stage->window);
 }
 
 PyObject *fs_py_replicas(const fs_plan *plan) {

@@ -40,9 +40,10 @@ class Engine:
     devices     "auto": all GPUs where there are any, else the CPU; "cpu", "cuda" (all GPUs), "cuda:1", or a list;
                 ["cpu:0", "cpu:1"] cuts the cores in two
     parallel    how several devices are used: "replicate", the whole model on each; "split", its layers cut into as many
-                stages; "tensor", each layer shared by all, whose degree is part of a row's bits; combinations such as
+                stages; "tensor", each layer shared by all, whose degree is part of a row's bits; "stream", layers that
+                find no room in max_memory come again for each pass of many rows; combinations such as
                 "replicate=2,split=2", whose numbers multiply to the number of devices; "auto": "replicate" where the
-                model fits on one device, else as few stages as it takes
+                model fits on one device, else as few stages as it takes, else "stream"
     dtype       "auto": the checkpoint's where the device computes in it, else fp32; or "fp32", "fp16", "bf16"
     max_memory  bytes a device may take, also as "2GB" or "512MiB"; None: what there is
     threads     of all CPU devices and of the tokeniser; None: FIRESTEEL_THREADS, else the cores this process may use

@@ -29,6 +29,7 @@ class Stage:
     last_layer: int
     devices: tuple[str, ...]
     share: float | None = None  # of the replica's work; None: not counted
+    window: int = 0  # layers there is memory for; the others are streamed through the last of it. 0: all
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ class Placement:
             last = stage.last_layer - 1
             layers = f"layers {stage.first_layer}-{last}" if last > stage.first_layer else f"layer {last}"
             ranks = len(stage.devices)
-            yield replica + layers + (f", 1/{ranks} of each" if ranks > 1 else "")
+            streamed = stage.window and stage.window < stage.last_layer - stage.first_layer
+            room = f", room for {stage.window} at a time" if streamed else ""
+            yield replica + layers + (f", 1/{ranks} of each" if ranks > 1 else room)
 
     def _work(self, name: str) -> str:
         share = sum((stage.share or 0.0) / len(stage.devices) for _, stage in self._stages(name))
@@ -123,6 +126,7 @@ def placement_of(title: str, said: Mapping[str, object], advice: Sequence[str] =
                     stage["last_layer"],
                     tuple(names[i] for i in stage["devices"]),
                     share / whole if share else None,
+                    stage["window"],
                 )
                 for stage, share in zip(stages, shares, strict=True)
             )

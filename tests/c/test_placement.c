@@ -202,8 +202,13 @@ static void parallel_is_read_or_refused(void) {
         { "splits", 4, 0, 0, 0, "'splits' is no way to place a model" },
         { "split=2,", 4, 0, 0, 0, "'' is no way to place a model" },
         { "auto,split=2", 4, 0, 0, 0, "'auto' is no way to place a model" },
-        { "stream", 1, 0, 0, 0, "cannot be streamed from host memory yet; write \"auto\"" },
-        { "split=2,stream", 2, 0, 0, 0, "cannot be streamed from host memory yet" },
+        { "stream", 1, 1, 1, 1, "stream" },
+        { "stream", 3, 1, 3, 1, "split=3,stream" },
+        { "split=2,stream", 2, 1, 2, 1, "split=2,stream" },
+        { "stream,replicate", 4, 4, 1, 1, "replicate=4,stream" },
+        { "stream=2", 2, 0, 0, 0, "stream takes no number" },
+        { "tensor=2,stream", 2, 0, 0, 0, "none can be streamed; write \"split,stream\"" },
+        { "split=2,stream", 4, 0, 0, 0, "places the model on 2 devices and devices names 4" },
     };
     fs_parallel p;
     char text[FS_PARALLEL_TEXT];
@@ -297,8 +302,9 @@ static void auto_replicates_what_fits_and_splits_the_rest(void) {
         { 1.0, 4, "replicate", "fits on each device" },
         { 0.9, 4, "replicate=2,split=2", "on no device alone, but on 2" },
         { 0.45, 4, "split", "on no device alone, but on 4" },
-        { 0.9, 1, "", "cuda:0: the model takes" },
-        { 0.9, 1, "", "parallel=\"split\" over 2 such devices would fit" },
+        { 0.9, 1, "stream", "layers come again for each pass" },
+        { 0.45, 1, "", "cuda:0: the model takes" },
+        { 0.45, 1, "", "parallel=\"split\" over 4 such devices would fit" },
         { 0.45, 2, "", "parallel=\"split\" over 4 such devices would fit" },
         { 0.01, 4, "", "MB are missing" },
     };
