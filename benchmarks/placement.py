@@ -1,4 +1,4 @@
-"""Several CPU devices against one: the same two cores as one device, as two replicas, as two stages.
+"""Ways to place a model on the same two cores: one device, two replicas, two stages, one that streams its layers.
 
     python benchmarks/placement.py                        # MiniLM, 2 threads
     python benchmarks/placement.py --repeats 9 --save
@@ -6,7 +6,9 @@
 Rows are token ids, so that nothing but the engine is measured. Each way has a process of its own on the same cores; a
 round asks each once, one after the other (common.py). "against_one" is the median over the rounds of how many times as
 fast as one device a way was; "busy" is, for each device, the share of a pass in which it worked. All ways must give the
-same bits. One JSON line a way goes to stdout.
+same bits. What streams has the least memory that it runs in at all; its line tells how many layers that holds, the bytes
+that came for each pass, and how far the process grew beyond what it took before there was an engine. One JSON line a way
+goes to stdout.
 """
 
 from __future__ import annotations
@@ -27,8 +29,30 @@ WAYS = {
     "one device": (1, "auto"),
     "replicas": (2, "replicate"),
     "stages": (2, "split"),
+    "streamed": (1, "stream"),
 }
 ONE = "one device"
+
+
+def least_memory(model: str) -> int:
+    """Bytes, to the megabyte, that the model can be streamed in."""
+    import firesteel
+
+    for size in range(1, 100_000):
+        if firesteel.plan(model, devices="cpu", memory=f"{size}MB", parallel="stream").fits:
+            return size * 10**6
+    raise SystemExit("placement: the model cannot be streamed in 100 GB")
+
+
+def resident(field: str) -> int:
+    """Bytes of this process: VmRSS, now, or VmHWM, the most since it was last forgotten."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith(field))
+
+
+def forget_most() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
 
 
 def child(name: str, model: str, threads: int, rows: int) -> None:
@@ -39,9 +63,12 @@ def child(name: str, model: str, threads: int, rows: int) -> None:
 
     count, parallel = WAYS[name]
     devices = [f"cpu:{i}" for i in range(count)] if count > 1 else "cpu"
-    engine = firesteel.Engine(model, devices=devices, parallel=parallel, threads=threads)
-    random = np.random.RandomState(1)
+    memory = least_memory(model) if parallel == "stream" else None
     lengths = corpus.token_counts(corpus.rows(rows), model)
+    grown_from = resident("VmRSS")
+    forget_most()
+    engine = firesteel.Engine(model, devices=devices, parallel=parallel, threads=threads, max_memory=memory)
+    random = np.random.RandomState(1)
     texts = [random.randint(1000, engine.settings["vocabulary"], length).astype(np.int32) for length in lengths]
 
     def embed() -> dict:
@@ -51,7 +78,17 @@ def child(name: str, model: str, threads: int, rows: int) -> None:
         seconds = time.perf_counter() - start
         after = [device["busy_seconds"] for device in engine.stats()["devices"]]
         busy = [(b - a) / seconds for a, b in zip(before, after, strict=True)]
-        return {"seconds": seconds, "busy": busy, "bits": hashlib.sha256(vectors.tobytes()).hexdigest()}
+        reply = {"seconds": seconds, "busy": busy, "bits": hashlib.sha256(vectors.tobytes()).hexdigest()}
+        if memory:
+            stats = engine.stats()
+            reply["streamed"] = {
+                "max_memory": memory,
+                "layers": engine.settings["layers"],
+                "layers_held": engine.placement.replicas[0][0].window,
+                "bytes_a_pass": stats["streamed_bytes"] // stats["passes"],
+                "grown_by": resident("VmHWM") - grown_from,
+            }
+        return reply
 
     common.serve(replies, {"embed": embed})
 
@@ -66,10 +103,12 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
     if len(bits) != 1:
         raise SystemExit("placement: the ways give rows different bits")
     busy: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    streamed: dict[str, dict] = {}
 
     def once(worker: common.Child) -> float:
         reply = worker.ask("embed")
         busy[worker.name].append(reply["busy"])
+        streamed[worker.name] = reply.get("streamed", {})
         return reply["seconds"]
 
     seconds = common.in_turn(workers, repeats, once)
@@ -86,6 +125,7 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
             **common.throughput(seconds[name], rows, tokens),
             "busy": [round(statistics.median(shares), 3) for shares in zip(*busy[name], strict=True)],
             "against_one": round(common.paired_ratio(seconds[name], seconds[ONE]), 3),
+            **streamed[name],
         }
         lines.append(line)
         print(f"{name:12} {line['tokens_per_s']:8} tokens/s  {line['against_one']} of one device", file=sys.stderr)

@@ -142,7 +142,8 @@ static fs_status open_rings(fs_engine *e) {
         int works = 1;
         for (int i = 0; i < e->plan.stage_count; i++) {
             const fs_stage_plan *s = &e->plan.stages[i];
-            for (int r = 0; r < s->ranks; r++) works += s->devices[r] == d ? fs_stage_slots(s, &e->capacity) : 0;
+            for (int r = 0; r < s->ranks; r++)
+                works += s->devices[r] == d ? fs_stage_slots(&e->set, s, &e->capacity) : 0;
         }
         FS_TRY(works_open(&e->drivers[d].fifo, works));
         FS_TRY(works_open(&e->drivers[d].flight, works));

@@ -69,7 +69,7 @@ static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
     FS_TRY(fs_part_bytes_read(&bytes, &e->set, &shard, fs_stage_slabs(stage->plan), &e->capacity, device));
     FS_TRY(device->backend->queue_new(device, &p->queue));
     if (shard.streamed) FS_TRY(device->backend->alloc(device, FS_WORKSPACE, bytes.scratch, &p->scratch_memory));
-    for (int s = 0; s < fs_stage_slots(stage->plan, &e->capacity); s++)
+    for (int s = 0; s < fs_stage_slots(&e->set, stage->plan, &e->capacity); s++)
         FS_TRY(space_open(&p->spaces[s], stage, device, &bytes));
     return FS_OK;
 }
@@ -92,7 +92,7 @@ static fs_status stage_open(fs_stage *s, fs_engine *e, fs_replica *replica, int 
     s->index = index;
     s->last = index == replica->plan->stage_count - 1;
     STAILQ_INIT(&s->waiting);
-    for (int i = 0; i < fs_stage_slots(s->plan, &e->capacity); i++) {
+    for (int i = 0; i < fs_stage_slots(&e->set, s->plan, &e->capacity); i++) {
         s->slots[i].index = i;
         s->free[s->free_count++] = &s->slots[i];
     }
@@ -116,7 +116,7 @@ fs_status fs_replica_open(fs_engine *e, int index, double deadline_seconds) {
     r->plan = &e->plan.replicas[index];
     int stages = r->plan->stage_count, batches = 0; /* each holds a slot at least */
     for (int i = 0; i < stages; i++) {
-        batches += fs_stage_slots(&r->plan->stages[i], &e->capacity);
+        batches += fs_stage_slots(&e->set, &r->plan->stages[i], &e->capacity);
         r->streams |= fs_stage_slabs(&r->plan->stages[i]) > 0;
     }
     STAILQ_INIT(&r->free);

@@ -5,16 +5,21 @@
 
 #define MB(bytes) ((double)(bytes) / 1e6)
 
+enum { DEVICE_SLOTS = 2, SPLIT_SLOTS = 4 };
+
 fs_status fs_capacity_read(fs_capacity *out, const fs_settings *set) {
     int64_t tokens, slots, pass;
     FS_TRY(fs_knob_int(FS_KNOB_BATCH_TOKENS, 1, 1 << 20, &tokens));
-    FS_TRY(fs_knob_int(FS_KNOB_SLOTS, 1, FS_MAX_SLOTS, &slots));
+    FS_TRY(fs_knob_int(FS_KNOB_SLOTS, 0, FS_MAX_SLOTS, &slots));
     FS_TRY(fs_knob_int(FS_KNOB_PASS_TOKENS, 1, 1 << 24, &pass));
+    const int64_t split = slots ? slots : SPLIT_SLOTS;
+    slots = slots ? slots : DEVICE_SLOTS;
     pass = (pass + tokens - 1) / tokens < FS_MAX_SLOTS ? (pass + tokens - 1) / tokens : FS_MAX_SLOTS;
     *out = (fs_capacity){ .batch_tokens = tokens,
                           .tokens = set->any_length || tokens > set->P ? tokens : set->P,
                           .rows = tokens < FS_BATCH_ROWS ? tokens : FS_BATCH_ROWS,
                           .slots = (int)slots,
+                          .split_slots = (int)split,
                           .pass_slots = (int)(pass > slots ? pass : slots) };
     return FS_OK;
 }
@@ -24,8 +29,13 @@ int fs_stage_slabs(const fs_stage_plan *s) {
     return s->window > 1 ? 2 : 1;
 }
 
-int fs_stage_slots(const fs_stage_plan *s, const fs_capacity *c) {
-    return fs_stage_slabs(s) ? c->pass_slots : c->slots;
+static int slots_of(const fs_settings *set, const fs_capacity *c, int first_layer, int last_layer, int streams) {
+    if (streams) return c->pass_slots;
+    return first_layer == 0 && last_layer == set->L ? c->slots : c->split_slots;
+}
+
+int fs_stage_slots(const fs_settings *set, const fs_stage_plan *s, const fs_capacity *c) {
+    return slots_of(set, c, s->first_layer, s->last_layer, fs_stage_slabs(s) > 0);
 }
 
 fs_task fs_plan_task(void) {
@@ -105,7 +115,7 @@ static fs_part_bytes bytes_of(const fs_settings *set, const fs_shard_plan *shard
                             .arena = shard->streamed ? cost->kept : cost->kept + cost->scratch,
                             .block = block_bytes(set, c, shard->first_layer),
                             .out = out_bytes(set, shard, c),
-                            .slots = shard->streamed ? c->pass_slots : c->slots };
+                            .slots = slots_of(set, c, shard->first_layer, shard->last_layer, shard->streamed > 0) };
 }
 
 fs_status fs_part_bytes_read(fs_part_bytes *out, const fs_settings *set, const fs_shard_plan *shard, int slabs,
@@ -184,8 +194,8 @@ fs_status fs_layer_loads(fs_layer_load *out, const fs_settings *set, const fs_ca
         FS_TRY(step_cost(&cost, set, &one, c));
         const fs_part_bytes bytes = bytes_of(set, &one, c, d, &cost);
         out[i] = (fs_layer_load){ .cost = (double)cost.multiply_adds + ADDS_A_BYTE * (double)cost.moved_bytes,
-                                  .fixed = bytes.weights + (size_t)c->slots * bytes.out,
-                                  .space = (size_t)c->slots * (bytes.arena + 2 * bytes.block) };
+                                  .fixed = bytes.weights + (size_t)bytes.slots * bytes.out,
+                                  .space = (size_t)bytes.slots * (bytes.arena + 2 * bytes.block) };
     }
     return FS_OK;
 }

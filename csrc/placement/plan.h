@@ -46,6 +46,7 @@ typedef struct {
     int64_t batch_tokens; /* of a batch at most; a longer row is a batch of its own */
     int64_t tokens, rows; /* a slot has room for: batch_tokens, or the longest row the model takes */
     int slots;            /* batches in flight */
+    int split_slots;      /* the same where stages follow one another: one stage's slow batch is another's store */
     int pass_slots;       /* the same where layers are streamed: what they go over before the next layer comes */
 } fs_capacity;
 /* From the knobs. */
@@ -54,7 +55,7 @@ fs_status fs_capacity_read(fs_capacity *out, const fs_settings *set);
 /* Slabs that a stage streams layers through: two where its window has room for a second beside those that are held;
  * 0: it streams none. */
 int fs_stage_slabs(const fs_stage_plan *s);
-int fs_stage_slots(const fs_stage_plan *s, const fs_capacity *c);
+int fs_stage_slots(const fs_settings *set, const fs_stage_plan *s, const fs_capacity *c);
 /* The step that takes most memory: its task, and the bounds of its rows. */
 fs_task fs_plan_task(void);
 fs_rows fs_plan_rows(const fs_settings *set, const fs_capacity *c);

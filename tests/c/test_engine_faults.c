@@ -137,8 +137,8 @@ static void wrong_options(void) {
     CHECK_FAILS(open_as(&e, &model, &both), FS_CONFIG, "beside a plan written by hand");
     const setup twice = { .stage_count = 1, .stages = { { 0, 2, 1, { 0 }, 0 } } };
     CHECK_FAILS(open_as(&e, &model, &twice), FS_CONFIG, "the model has 3");
-    const setup slots = { .knobs = { "FIRESTEEL_SLOTS", "0" } };
-    CHECK_FAILS(open_as(&e, &model, &slots), FS_CONFIG, "FIRESTEEL_SLOTS is '0'");
+    const setup slots = { .knobs = { "FIRESTEEL_SLOTS", "9" } };
+    CHECK_FAILS(open_as(&e, &model, &slots), FS_CONFIG, "FIRESTEEL_SLOTS is '9'");
     const setup tokens = { .knobs = { "FIRESTEEL_BATCH_TOKENS", "many" } };
     CHECK_FAILS(open_as(&e, &model, &tokens), FS_CONFIG, "FIRESTEEL_BATCH_TOKENS is 'many'");
     const setup readers = { .knobs = { "FIRESTEEL_LOAD_THREADS", "65" } };

@@ -47,7 +47,7 @@ static void layers_come_once_a_pass(void) {
     fs_engine *e = opened(&model, &s);
     const fs_part *part = &e->replicas[0].stages[0].parts[0];
     int64_t layer = (int64_t)fs_stream_layer_bytes(part->stream, 0);
-    CHECK_INT(fs_stage_slots(e->replicas[0].stages[0].plan, &e->capacity), FS_MAX_SLOTS);
+    CHECK_INT(fs_stage_slots(&e->set, e->replicas[0].stages[0].plan, &e->capacity), FS_MAX_SLOTS);
     CHECK_INT(part->shard.plan.streamed, 3);
     for (int i = 0; i < 5; i++) {
         make_rows(&q, 5, ROWS);
