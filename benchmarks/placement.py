@@ -7,8 +7,8 @@ Rows are token ids, so that nothing but the engine is measured. Each way has a p
 round asks each once, one after the other (common.py). "against_one" is the median over the rounds of how many times as
 fast as one device a way was; "busy" is, for each device, the share of a pass in which it worked. All ways must give the
 same bits. What streams has the least memory that it runs in at all; its line tells how many layers that holds, the
-bytes that came for each pass, and how far the process grew beyond what it took before there was an engine. One JSON line
-a way goes to stdout.
+bytes that came for each pass, and how far the process grew beyond what it took before there was an engine. One JSON
+line a way goes to stdout.
 """
 
 from __future__ import annotations
