@@ -58,12 +58,12 @@ static void space_close(fs_space *s, fs_device *d) {
 static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
     fs_engine *e = stage->engine;
     const fs_part_at at = { (int)(stage->replica - e->replicas), stage->index, rank };
-    const fs_shard_plan shard = fs_plan_shard(&e->plan, &e->set, at);
+    const fs_shard_plan shard = fs_plan_shard(&e->plan, at);
     p->stage = stage;
     p->rank = rank;
     p->driver = &e->drivers[stage->plan->devices[rank]];
     fs_device *device = p->driver->device;
-    const fs_part_at lender = fs_plan_lender(&e->plan, &e->set, device->backend, at);
+    const fs_part_at lender = fs_plan_lender(&e->plan, device->backend, at);
     fs_part_bytes bytes;
     p->weights = &e->replicas[lender.replica].stages[lender.stage].parts[lender.rank].shard;
     FS_TRY(fs_part_bytes_read(&bytes, &e->set, &shard, fs_stage_slabs(stage->plan), &e->capacity, device));
@@ -155,7 +155,7 @@ static int readers_of(const fs_driver *d) {
 static fs_status part_load(fs_part *p, const fs_checkpoint *c, int readers) {
     const fs_engine *e = p->stage->engine;
     const fs_part_at at = { (int)(p->stage->replica - e->replicas), p->stage->index, p->rank };
-    const fs_shard_plan shard = fs_plan_shard(&e->plan, &e->set, at);
+    const fs_shard_plan shard = fs_plan_shard(&e->plan, at);
     fs_device *d = p->driver->device;
     if (p->weights == &p->shard) FS_TRY(fs_shard_load(&p->shard, c, &e->set, &shard, d, readers));
     if (shard.streamed)

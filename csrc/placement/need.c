@@ -49,11 +49,10 @@ fs_rows fs_plan_rows(const fs_settings *set, const fs_capacity *c) {
         fs_rows){ .T = c->tokens, .B = c->rows, .longest = set->any_length || set->P > c->tokens ? c->tokens : set->P };
 }
 
-fs_shard_plan fs_plan_shard(const fs_plan *p, const fs_settings *set, fs_part_at at) {
+fs_shard_plan fs_plan_shard(const fs_plan *p, fs_part_at at) {
     const fs_replica_plan *replica = &p->replicas[at.replica];
     const fs_stage_plan *stage = &replica->stages[at.stage];
     int slabs = fs_stage_slabs(stage);
-    (void)set;
     return (fs_shard_plan){ .first_layer = stage->first_layer,
                             .last_layer = stage->last_layer,
                             .rank = at.rank,
@@ -66,15 +65,15 @@ static int equal(const fs_shard_plan *a, const fs_shard_plan *b) {
            a->ranks == b->ranks && a->streamed == b->streamed;
 }
 
-fs_part_at fs_plan_lender(const fs_plan *p, const fs_settings *set, const fs_backend *b, fs_part_at at) {
-    const fs_shard_plan wanted = fs_plan_shard(p, set, at);
+fs_part_at fs_plan_lender(const fs_plan *p, const fs_backend *b, fs_part_at at) {
+    const fs_shard_plan wanted = fs_plan_shard(p, at);
     int device = p->replicas[at.replica].stages[at.stage].devices[at.rank];
     for (fs_part_at other = { .rank = at.rank }; other.replica < at.replica; other.replica++) {
         const fs_replica_plan *replica = &p->replicas[other.replica];
         for (other.stage = 0; other.stage < replica->stage_count; other.stage++) {
             const fs_stage_plan *stage = &replica->stages[other.stage];
             if (stage->ranks <= at.rank || (!b->one_memory && stage->devices[at.rank] != device)) continue;
-            const fs_shard_plan shard = fs_plan_shard(p, set, other);
+            const fs_shard_plan shard = fs_plan_shard(p, other);
             if (equal(&shard, &wanted)) return other;
         }
     }
@@ -157,12 +156,12 @@ fs_status fs_plan_needs(fs_need *out, const fs_plan *p, const fs_settings *set, 
                 const fs_replica_plan *replica = &p->replicas[at.replica];
                 if (at.stage >= replica->stage_count || at.rank >= replica->stages[at.stage].ranks) continue;
                 int d = replica->stages[at.stage].devices[at.rank];
-                const fs_shard_plan shard = fs_plan_shard(p, set, at);
+                const fs_shard_plan shard = fs_plan_shard(p, at);
                 int slabs = fs_stage_slabs(&replica->stages[at.stage]);
                 if (!equal(&shard, &last) || slabs != last_slabs)
                     FS_TRY(fs_part_bytes_read(&bytes, set, &shard, slabs, c, devices[d]));
                 last = shard, last_slabs = slabs;
-                const fs_part_at lender = fs_plan_lender(p, set, devices[d]->backend, at);
+                const fs_part_at lender = fs_plan_lender(p, devices[d]->backend, at);
                 add_part(&out[d], &bytes, lender.replica != at.replica);
             }
     return FS_OK;

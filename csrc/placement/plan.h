@@ -65,10 +65,10 @@ typedef struct {
     int replica, stage, rank;
 } fs_part_at;
 
-fs_shard_plan fs_plan_shard(const fs_plan *p, const fs_settings *set, fs_part_at at);
+fs_shard_plan fs_plan_shard(const fs_plan *p, fs_part_at at);
 /* The part that loads what this one computes with: the first with an equal shard on the same device, or, where all
  * devices of the backend see one memory, on any. Often the part itself. */
-fs_part_at fs_plan_lender(const fs_plan *p, const fs_settings *set, const fs_backend *b, fs_part_at at);
+fs_part_at fs_plan_lender(const fs_plan *p, const fs_backend *b, fs_part_at at);
 
 /* What differs from batch to batch is one block a slot, of numbers of 4 bytes: for each of its sides, rows and targets,
  * offsets, ids and positions; then the features of the sides, in stages that begin with them. All begin at a multiple of

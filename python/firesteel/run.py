@@ -118,16 +118,12 @@ class _Target:
     """A Parquet file that appears under its name when the block ends without an error, and not at all otherwise."""
 
     def __init__(self, path: str, schema: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
         self._path = path
         folder, name = os.path.split(os.path.abspath(path))
         self._beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
         self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
-        # Vectors repeat nothing: a dictionary of their numbers would only cost time.
-        self._writer = pq.ParquetWriter(self._beside, schema, use_dictionary=schema.names[:-1])
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
@@ -141,6 +137,15 @@ class _Target:
         self._waiting, self._rows = [], 0
 
     def __enter__(self) -> _Target:
+        import pyarrow.parquet as pq
+
+        try:  # Ctrl-C may come while the file is made, and then nobody calls __exit__
+            # Vectors repeat nothing: a dictionary of their numbers would only cost time.
+            self._writer = pq.ParquetWriter(self._beside, self._schema, use_dictionary=self._schema.names[:-1])
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(self._beside)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -403,7 +403,7 @@ static void readers_read_at_the_same_time(void) {
 
 static void check_same_weights(const fs_shard *a, const fs_shard *b) {
     const fs_arch *arch = fs_archs[0];
-    for (int l = a->ends && b->ends ? -1 : 0; l < a->plan.last_layer - a->plan.first_layer; l++)
+    for (int l = a->ends_slab.at && b->ends_slab.at ? -1 : 0; l < a->plan.last_layer - a->plan.first_layer; l++)
         for (const fs_weight_row *row = l < 0 ? arch->ends : arch->kinds[0].weights; row->name; row++) {
             const fs_weight *v = slot(a, l, l < 0 ? arch->ends : arch->kinds[0].weights, row->name);
             const fs_weight *w = slot(b, l, l < 0 ? arch->ends : arch->kinds[0].weights, row->name);
