@@ -46,17 +46,25 @@ static void run(const fs_settings *set, const fs_shard *shard) {
     fs_carry carry = { 0 };
     fs_view out;
     must(fs_plan_step_cost(&cost, set, plan, &task, 3, 3, 2) == FS_OK, "a step can be planned");
-    if (fs_cpu_backend.alloc(device, FS_WORKSPACE, cost.workspace, &memory) != FS_OK) {
+    if (fs_cpu_backend.alloc(device, FS_WORKSPACE, cost.kept + cost.scratch, &memory) != FS_OK) {
         free(features);
         return;
     }
-    fs_arena arena = fs_arena_over(memory.at, memory.bytes);
-    fs_step step = { device, queue, &ops, &arena, &rows, NULL, 0, 1, &targets };
+    fs_arena kept = fs_arena_over(memory.at, cost.kept);
+    fs_arena arena = fs_arena_over((char *)memory.at + cost.kept, cost.scratch);
+    fs_step step = { .device = device,
+                     .queue = queue,
+                     .ops = &ops,
+                     .arena = &arena,
+                     .kept = &kept,
+                     .rows = &rows,
+                     .ranks = 1,
+                     .targets = &targets };
     must(fs_forward(&step, set, shard, &carry) == FS_OK, "the layers run");
     must(fs_task_finish(&step, set, &task, &carry, &out) == FS_OK, "a task finishes");
     must(fs_cpu_backend.event_record(event, queue) == FS_OK, "an event is recorded");
     must(fs_cpu_backend.event_wait(event) == FS_OK, "a step runs");
-    must(arena.peak == cost.workspace, "the plan knows the workspace");
+    must(arena.peak == cost.scratch && kept.peak == cost.kept, "the plan knows the workspace");
     fs_cpu_backend.release(device, &memory);
     free(features);
 }
