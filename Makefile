@@ -63,6 +63,8 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(REFERENCE)/bin/python benchmarks/encoder.py --threads 2 --threads 1 $(BENCH_FLAGS)
 	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_embed.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/start.py $(BENCH_FLAGS)
+	@$(REFERENCE)/bin/python benchmarks/placement.py $(BENCH_FLAGS)
+	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
 
 sanitize:
 	@$(MAKE) -C tests/c -j$$(nproc) asan

@@ -32,7 +32,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
-import kernels  # noqa: E402
+import kernels  # noqa: E402 - build_tools/ is no package: found by the path above
 
 SOURCES = sorted(glob("csrc/**/*.c", root_dir=ROOT, recursive=True))
 HEADERS = sorted(name for x in ("h", "def", "inc") for name in glob(f"csrc/**/*.{x}", root_dir=ROOT, recursive=True))

@@ -7,7 +7,7 @@ import os
 
 from kernels import REQUIREMENT
 from setuptools import build_meta
-from setuptools.build_meta import *  # noqa: F403
+from setuptools.build_meta import *  # noqa: F403 - a backend is a module with all of these names
 
 
 def _kernels_too() -> list[str]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import firesteel
     from pyspark.sql import DataFrame, SparkSession
 
 TOLERANCE = 1e-5  # of a row's norm
@@ -32,12 +33,26 @@ except ImportError:
 def arguments(about: str) -> argparse.Namespace:
     """The command line: sizes, and the devices as a list."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--rows", type=int, default=32, help="rows of the batch (%(default)s)")
-    parser.add_argument("--length", type=int, default=512, help="positions of a row (%(default)s)")
+    parser.add_argument("--rows", type=at_least_one, default=32, help="rows of the batch (%(default)s)")
+    parser.add_argument("--length", type=at_least_one, default=512, help="positions of a row (%(default)s)")
     parser.add_argument("--devices", default=",".join(devices()), help="comma-separated (%(default)s)")
     given = parser.parse_args()
     given.devices = given.devices.split(",")
     return given
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def states(pending: firesteel.engine.Pending) -> list[np.ndarray]:
+    """Waits. Ends the program with the first faulty row's sentence where there is one."""
+    found, faults = pending.result()
+    if faults:
+        raise SystemExit(f"{len(faults)} rows cannot be computed: {faults[0][2]}")
+    return found
 
 
 def devices() -> list[str]:

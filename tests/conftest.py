@@ -47,3 +47,19 @@ def spark(tmp_path_factory):
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory):
+    """Any backend's ops behind plain entry points (ops_kit.py)."""
+    import ops_kit
+
+    return ops_kit.build_shim(tmp_path_factory.mktemp("ops"))
+
+
+@pytest.fixture
+def software_gpu(software_driver, monkeypatch) -> None:
+    """The driver that the CUDA backend finds; the shim opens it once and keeps it."""
+    monkeypatch.setenv("FIRESTEEL_LIBCUDA", software_driver)
+    monkeypatch.setenv("FIRESTEEL_LIBNCCL", software_driver)
+    monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", "off")

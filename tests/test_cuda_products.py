@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import ops_kit as ops
 import pytest
-import test_ops as ops
 import tiny
-from test_ops import BF16, F16, F32, MATRIX, VECTOR, i64, shim, voidp  # noqa: F401 - shim is a fixture
+from ops_kit import BF16, F16, F32, MATRIX, VECTOR, i64, voidp
 
 HERE = Path(__file__).parent
 ALGORITHMS = 6
@@ -51,7 +51,7 @@ def counts(software_driver) -> Counts:
 
 
 @pytest.fixture
-def device(shim, software_driver, monkeypatch):  # noqa: F811
+def device(shim, software_driver, monkeypatch):
     monkeypatch.setenv("FIRESTEEL_LIBCUDA", software_driver)
     monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", software_driver)
     monkeypatch.setenv("FIRESTEEL_TEST_POISON", "1")
@@ -288,7 +288,7 @@ def test_the_numerics_id_tells_the_choice_and_nothing_else(run, folder):
 OPEN = """
 import sys, firesteel
 try:
-    engine = firesteel.Engine(sys.argv[1], devices="cuda")
+    engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
     engine.embed([[1, 2, 3]])
 except firesteel.Error as error:
     print(type(error).__name__, error)
@@ -315,7 +315,7 @@ def test_a_library_that_fails_is_told(run, folder, environment, words):
 
 FAILS_LATER = """
 import os, sys, ctypes, firesteel
-engine = firesteel.Engine(sys.argv[1], devices="cuda")
+engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
 soft = ctypes.CDLL(os.environ["FIRESTEEL_LIBCUDA"])
 for n in range(1, 200):
     soft.softcuda_fail_at(n, 999)
@@ -325,7 +325,7 @@ for n in range(1, 200):
         if "a product failed" in str(error):
             print(type(error).__name__, error)
             break
-        engine = firesteel.Engine(sys.argv[1], devices="cuda")
+        engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
 """
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 
+import ops_kit
 import pytest
-import test_ops
 
 if os.environ.get("FIRESTEEL_TEST_GPU") == "1":
-    from test_ops import *  # noqa: F403 - pytest collects, and fixtures are found, by the names of this module
+    from test_ops import *  # noqa: F403 - pytest collects by the names of this module
 
-    test_ops.image_flags = lambda folder: [f'-DFS_CUDA_IMAGES="{os.environ["GPU_CHECK_IMAGES"]}"']
+    ops_kit.image_flags = lambda folder: [f'-DFS_CUDA_IMAGES="{os.environ["GPU_CHECK_IMAGES"]}"']
 
     @pytest.fixture(scope="session")
     def software_gpu() -> None:
@@ -22,7 +22,7 @@ if os.environ.get("FIRESTEEL_TEST_GPU") == "1":
     @pytest.fixture
     def pair(shim):
         """One GPU twice."""
-        devices = [test_ops.Device(shim, "cuda") for _ in range(2)]
+        devices = [ops_kit.Device(shim, "cuda") for _ in range(2)]
         yield devices
         for device in devices:
             device.close()

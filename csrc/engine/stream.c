@@ -5,8 +5,6 @@
 #include "base/thread.h"
 #include "models/reading.h"
 
-#include <stdio.h>
-#include <string.h>
 #include <sys/prctl.h>
 
 #define MB(bytes) ((double)(bytes) / 1e6)

@@ -10,6 +10,7 @@ first position, float32 [32, 512].
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -51,7 +52,18 @@ def batch(rows: int, length: int) -> np.ndarray:
 def first_positions(engine: firesteel.Engine, ids: np.ndarray) -> np.ndarray:
     """float32 [rows, 512]. Both chunks are queued at once; a replica takes rows whenever it is free."""
     chunks = [engine.start_hidden_states(chunk) for chunk in np.array_split(ids, 2)]
-    return np.stack([states[0] for chunk in chunks for states in chunk.result()[0]])
+    return np.stack([states[0] for chunk in chunks for states in support.states(chunk)])
+
+
+def torch_compute(ids: np.ndarray) -> Callable[[], np.ndarray]:
+    """The same by torch, on the CPU."""
+    module, tokens = torch_module(), torch.from_numpy(ids).long()
+
+    def compute() -> np.ndarray:
+        with torch.inference_mode():
+            return module.encoder(module.embedding(tokens))[:, 0].numpy()
+
+    return compute
 
 
 def main() -> None:
@@ -68,12 +80,8 @@ def main() -> None:
             alone = support.timed(f"firesteel on {one}", lambda: first_positions(engine, ids))
     support.same_bits(found, alone)
     if torch:
-        module = torch_module()
-        with torch.inference_mode():
-            tokens = torch.from_numpy(ids).long()
-            module.encoder(module.embedding(tokens[:2, :8]))
-            compute = lambda: module.encoder(module.embedding(tokens))[:, 0].numpy()  # noqa: E731
-            support.close(found, support.timed("torch on the CPU", compute))
+        torch_compute(ids[:2, :8])()  # warm
+        support.close(found, support.timed("torch on the CPU", torch_compute(ids)))
 
 
 if __name__ == "__main__":
