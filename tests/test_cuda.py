@@ -278,6 +278,21 @@ def test_a_step_without_room_goes_again_in_halves(run, folder):
         assert tight.stdout == plain.stdout, f"launch {launch}"
 
 
+BESIDE = """
+import ctypes, os, sys, test_cuda
+test_cuda.compute(*sys.argv[1:])
+print(ctypes.CDLL(os.environ["FIRESTEEL_LIBCUDA"]).softcuda_copies_behind_kernels())
+"""
+
+
+@pytest.mark.skipif(REAL, reason="asks the software device what was enqueued where")
+@pytest.mark.parametrize("plan", PLANS)
+def test_copies_have_streams_of_their_own(run, folder, tmp_path, plan):
+    """So that on a GPU they run beside the steps of other batches."""
+    ran = run(BESIDE, folder, str(tmp_path / "results"), plan, FIRESTEEL_BATCH_TOKENS="40")
+    assert ran.stdout.strip() == "0", (ran.stdout, ran.stderr)
+
+
 FORK = """
 import os, sys, firesteel
 engine = firesteel.Engine(sys.argv[1], devices="cuda")

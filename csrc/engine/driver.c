@@ -91,7 +91,7 @@ static void wait_for_oldest(fs_driver *d) {
     pthread_mutex_unlock(&e->lock);
     int64_t start = fs_now_ns();
     if (stage->index > 0) {
-        d->device->backend->event_wait(space->copied); /* a failure up to here comes out of `done` as well */
+        d->device->backend->event_wait(space->arrived); /* a failure up to here comes out of `done` as well */
         pthread_mutex_lock(&e->lock);
         fs_slot_release(stage - 1, w.batch->slots[stage->index - 1]);
         pthread_mutex_unlock(&e->lock);

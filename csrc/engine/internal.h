@@ -101,7 +101,8 @@ typedef struct {
     fs_memory arena_memory, block_memory, pinned_memory, out_memory; /* out: pinned; rank 0 of the last stage only */
     fs_arena arena;
     fs_block device_block, host_block;
-    fs_event *copied, *done; /* the carry has left the stage before; the whole step */
+    /* numbers and carry are here; results can leave; the whole step */
+    fs_event *arrived, *computed, *done;
     fs_carry carry;          /* what the next stage copies; valid once the step is enqueued */
 } fs_space;
 
@@ -113,7 +114,8 @@ typedef struct {
     const fs_shard *weights; /* what it computes with, once all drivers have loaded */
     fs_stream *stream;        /* of the layers that the shard does not hold; or NULL */
     fs_memory scratch_memory; /* with a stream: for the batches of a pass in turn */
-    fs_queue *queue;
+    /* of steps; of what comes and of what goes: all one where the memory is the host's */
+    fs_queue *queue, *in, *out;
     fs_space spaces[FS_MAX_SLOTS];
 } fs_part;
 

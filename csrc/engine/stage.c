@@ -36,7 +36,8 @@ static fs_status space_open(fs_space *s, const fs_stage *stage, fs_device *d, co
     FS_TRY(b->alloc(d, FS_WORKSPACE, bytes->block, &s->block_memory));
     FS_TRY(b->alloc_pinned(d, FS_STAGING, bytes->block, &s->pinned_memory));
     if (bytes->out) FS_TRY(b->alloc_pinned(d, FS_STAGING, bytes->out, &s->out_memory));
-    FS_TRY(b->event_new(d, &s->copied));
+    FS_TRY(b->event_new(d, &s->arrived));
+    FS_TRY(b->event_new(d, &s->computed));
     FS_TRY(b->event_new(d, &s->done));
     memset(s->pinned_memory.at, 0, s->pinned_memory.bytes); /* all numbers are uploaded, whatever a batch fills */
     s->arena = fs_arena_over(s->arena_memory.at, bytes->arena);
@@ -48,11 +49,29 @@ static fs_status space_open(fs_space *s, const fs_stage *stage, fs_device *d, co
 static void space_close(fs_space *s, fs_device *d) {
     const fs_backend *b = d->backend;
     b->event_free(s->done);
-    b->event_free(s->copied);
+    b->event_free(s->computed);
+    b->event_free(s->arrived);
     b->release(d, &s->out_memory);
     b->release(d, &s->pinned_memory);
     b->release(d, &s->block_memory);
     b->release(d, &s->arena_memory);
+}
+
+/* One queue where copies are made by those who compute. */
+static fs_status queues_open(fs_part *p, fs_device *d) {
+    const fs_backend *b = d->backend;
+    FS_TRY(b->queue_new(d, &p->queue));
+    p->in = p->out = p->queue;
+    if (b->one_memory) return FS_OK;
+    p->in = p->out = NULL;
+    FS_TRY(b->queue_new(d, &p->in));
+    return b->queue_new(d, &p->out);
+}
+
+static void queues_close(fs_part *p, fs_device *d) {
+    if (p->in != p->queue) d->backend->queue_free(p->in);
+    if (p->out != p->queue) d->backend->queue_free(p->out);
+    d->backend->queue_free(p->queue);
 }
 
 static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
@@ -67,7 +86,7 @@ static fs_status part_open(fs_part *p, fs_stage *stage, int rank) {
     fs_part_bytes bytes;
     p->weights = &e->replicas[lender.replica].stages[lender.stage].parts[lender.rank].shard;
     FS_TRY(fs_part_bytes_read(&bytes, &e->set, &shard, fs_stage_slabs(stage->plan), &e->capacity, device));
-    FS_TRY(device->backend->queue_new(device, &p->queue));
+    FS_TRY(queues_open(p, device));
     if (shard.streamed) FS_TRY(device->backend->alloc(device, FS_WORKSPACE, bytes.scratch, &p->scratch_memory));
     for (int s = 0; s < fs_stage_slots(&e->set, stage->plan, &e->capacity); s++)
         FS_TRY(space_open(&p->spaces[s], stage, device, &bytes));
@@ -78,7 +97,7 @@ static void part_close(fs_part *p) {
     if (!p->driver) return;
     fs_device *d = p->driver->device;
     fs_stream_close(p->stream);
-    d->backend->queue_free(p->queue);
+    queues_close(p, d);
     d->backend->release(d, &p->scratch_memory);
     for (int s = 0; s < FS_MAX_SLOTS; s++) space_close(&p->spaces[s], d);
     fs_shard_release(&p->shard);

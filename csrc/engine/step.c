@@ -2,7 +2,15 @@
  *
  * A pass is one batch, or, where layers are streamed (stream.h), all that are there: each layer then goes over all
  * of them, so that it is brought once. They share the part's scratch, for its queue runs in order; what lasts lies in
- * each batch's own slot. A batch that fails is left out of what follows, the others go on. */
+ * each batch's own slot. A batch that fails is left out of what follows, the others go on.
+ *
+ * Copies have queues of their own, so that they run beside the steps of other batches:
+ *
+ *     in     |numbers, carry|arrived |numbers, carry|arrived          arrived: the slot before may be used again
+ *     queue                  |first tensors, layers, task|computed |first ...
+ *     out                                                 |results|done       without results `done` is in `queue`
+ *
+ * Nothing else orders them: a slot gets its next batch when the host has seen `done`. */
 #include "engine/internal.h"
 
 #include <string.h>
@@ -35,13 +43,13 @@ static void fill_block(const fs_block *to, const fs_batch *b, int first) {
 static fs_status upload_features(fs_part *part, const fs_block_side *to, const fs_block_side *from, int64_t tokens) {
     const size_t row = (size_t)part->stage->engine->set.D * sizeof *from->features;
     if (!from->features) return FS_OK;
-    return part->driver->device->backend->upload(part->queue, to->features, from->features, (size_t)tokens * row);
+    return part->driver->device->backend->upload(part->in, to->features, from->features, (size_t)tokens * row);
 }
 
 static fs_status upload_block(fs_part *part, fs_space *space, const fs_batch *b) {
     const fs_block *to = &space->device_block, *from = &space->host_block;
     fill_block(from, b, part->stage->index == 0);
-    FS_TRY(part->driver->device->backend->upload(part->queue, space->block_memory.at, space->pinned_memory.at,
+    FS_TRY(part->driver->device->backend->upload(part->in, space->block_memory.at, space->pinned_memory.at,
                                                  from->number_bytes));
     FS_TRY(upload_features(part, &to->source, &from->source, b->tokens));
     return upload_features(part, &to->targets, &from->targets, b->target_tokens);
@@ -51,23 +59,39 @@ static fs_rows rows_of(const fs_block_side *side, int64_t T, int64_t B, int64_t 
     return (fs_rows){ side->ids, side->positions, side->offsets, T, B, longest, side->features };
 }
 
-static fs_status fetch_view(fs_step *s, const fs_view *to, const fs_part *from_part, const fs_view *from) {
+static fs_status fetch_view(fs_part *part, const fs_view *to, const fs_part *from_part, const fs_view *from) {
+    fs_device *device = part->driver->device;
     if (!from->at) return FS_OK;
-    return s->device->backend->peer_copy(s->queue, s->device, to->at, from_part->driver->device, from->at,
-                                         (size_t)(from->rows * from->stride) * fs_dtype_bytes(from->dtype));
+    return device->backend->peer_copy(part->in, device, to->at, from_part->driver->device, from->at,
+                                      (size_t)(from->rows * from->stride) * fs_dtype_bytes(from->dtype));
 }
 
 /* The carry of the stage before, copied into this slot's arena. Rank 0 of a group holds what all of its ranks hold. */
-static fs_status fetch_carry(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, fs_carry *carry) {
+static fs_status fetch_carry(const fs_step *s, fs_part *part, const fs_batch *b, fs_carry *carry) {
     const fs_stage *stage = part->stage;
     const fs_part *from = &stage[-1].parts[0];
     const fs_space *from_space = &from->spaces[b->slots[stage->index - 1]->index];
-    const fs_backend *backend = s->device->backend;
-    FS_TRY(fs_carry_push(s, &stage->engine->set, stage->plan->first_layer, carry));
-    FS_TRY(backend->queue_wait(s->queue, from_space->done));
-    FS_TRY(fetch_view(s, &carry->x, from, &from_space->carry.x));
-    FS_TRY(fetch_view(s, &carry->other, from, &from_space->carry.other));
-    return backend->event_record(space->copied, s->queue);
+    fs_step arriving = *s; /* where its memory is poisoned, this runs before the copy */
+    arriving.queue = part->in;
+    FS_TRY(fs_carry_push(&arriving, &stage->engine->set, stage->plan->first_layer, carry));
+    FS_TRY(s->device->backend->queue_wait(part->in, from_space->done));
+    FS_TRY(fetch_view(part, &carry->x, from, &from_space->carry.x));
+    return fetch_view(part, &carry->other, from, &from_space->carry.other);
+}
+
+/* All that a batch needs, into its slot. */
+static fs_status bring(fs_run *r, fs_part *part, fs_space *space) {
+    const fs_backend *backend = r->step.device->backend;
+    const fs_batch *b = r->work.batch;
+    FS_TRY(backend->poison(part->in, space->arena.base, space->arena.size));
+    FS_TRY(upload_block(part, space, b));
+    return part->stage->index > 0 ? fetch_carry(&r->step, part, b, &r->carry) : FS_OK;
+}
+
+/* What is enqueued in `later` from now on runs behind all that is in `q`, with `e` in between. */
+static fs_status pass_on(const fs_backend *backend, fs_queue *q, fs_event *e, fs_queue *later) {
+    FS_TRY(backend->event_record(e, q));
+    return later == q ? FS_OK : backend->queue_wait(later, e);
 }
 
 static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, const fs_carry *carry) {
@@ -78,7 +102,8 @@ static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batc
     b->results = space->out_memory.at;
     b->result_stride = out.stride;
     size_t floats = (size_t)((out.rows - 1) * out.stride + out.cols);
-    return s->device->backend->download(s->queue, space->out_memory.at, out.at, floats * sizeof(float));
+    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, part->out));
+    return s->device->backend->download(part->out, space->out_memory.at, out.at, floats * sizeof(float));
 }
 
 static fs_space *space_of(const fs_run *r) { return &r->work.part->spaces[r->work.slot->index]; }
@@ -103,15 +128,15 @@ static fs_status begin(fs_run *r) {
     fs_part *part = r->work.part;
     fs_space *space = space_of(r);
     fs_batch *b = r->work.batch;
-    const fs_backend *backend = r->step.device->backend;
     const fs_settings *set = &part->stage->engine->set;
     const fs_block *block = &space->device_block;
     r->rows = rows_of(&block->source, b->tokens, b->count, b->longest);
     r->targets = rows_of(&block->targets, b->target_tokens, b->count, b->longest_target);
     fs_arena_reset(&space->arena, 0);
-    FS_TRY(backend->poison(part->queue, space->arena.base, space->arena.size));
-    FS_TRY(upload_block(part, space, b));
-    if (part->stage->index > 0) FS_TRY(fetch_carry(&r->step, part, space, b, &r->carry));
+    fs_status st = bring(r, part, space);
+    fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue); /* of a part of it too */
+    FS_TRY(st);
+    FS_TRY(passed);
     return fs_forward_begin(&r->step, set, part->weights->ends, part->stage->plan->first_layer, &r->carry);
 }
 
@@ -177,13 +202,11 @@ static void run_layers(fs_pass *p) {
     }
 }
 
-/* Both events are recorded whatever happened: they are waited for. */
+/* Whatever happened: it is waited for. */
 static void record(fs_run *r) {
     fs_part *part = r->work.part;
-    fs_space *space = space_of(r);
-    const fs_backend *backend = r->step.device->backend;
-    if (r->status != FS_OK && part->stage->index > 0) backend->event_record(space->copied, part->queue);
-    fs_status st = backend->event_record(space->done, part->queue);
+    int downloads = part->stage->last && part->rank == 0 && r->status == FS_OK;
+    fs_status st = r->step.device->backend->event_record(space_of(r)->done, downloads ? part->out : part->queue);
     if (r->status == FS_OK) fail(r, st);
 }
 

@@ -389,6 +389,12 @@ SOFTCUDA_EXPORT long long softcuda_launches(const char *name, long long *most_bl
     return __atomic_load_n(&k->launches, __ATOMIC_RELAXED);
 }
 
+/* Copies that were enqueued in a stream that kernels had been launched in: these cannot run beside it. */
+SOFTCUDA_EXPORT long long softcuda_copies_behind_kernels() {
+    guard lock(w.mutex);
+    return w.copies_behind_kernels;
+}
+
 /* Name of the i-th kernel; NULL after the last. */
 SOFTCUDA_EXPORT const char *softcuda_kernel(int i) {
     const softcuda_kernel_entry *k = softcuda_kernels();
@@ -407,7 +413,7 @@ SOFTCUDA_EXPORT void softcuda_reset() {
     softcuda_groups_clear();
     softcuda_products_clear();
     w.live.clear(); /* what belongs to no device */
-    w.calls = w.leaked = 0;
+    w.calls = w.leaked = w.copies_behind_kernels = 0;
     w.calls_of.clear();
     w.message.clear();
     for (softcuda_kernel_entry *k = softcuda_kernels(); k; k = k->next) k->launches = k->most_blocks = 0;

@@ -177,6 +177,7 @@ static CUresult copy(call &c, const char *name, side to, side from, size_t bytes
     for (const side &end : { to, from }) {
         if (!usable(end, bytes)) return c.refuse(CUDA_ERROR_INVALID_VALUE, "%s: %s", name, named(end, bytes).c_str());
     }
+    if (s->launched) w.copies_behind_kernels++;
     return softcuda_enqueue(c, s, [=] { return copy_now(to, from, bytes); });
 }
 

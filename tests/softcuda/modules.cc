@@ -140,5 +140,6 @@ CU(cuLaunchKernel, void *handle, unsigned grid_x, unsigned grid_y, unsigned grid
            f->entry,
            std::vector<char>(at, at + f->entry->bytes),
            { { grid_x, grid_y, grid_z }, block_x, dynamic_bytes, w.set.capability, w.set.reverse } };
+    s->launched = true;
     return softcuda_enqueue(c, s, [l] { return run(*l); });
 }

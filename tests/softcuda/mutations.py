@@ -32,6 +32,7 @@ WEIGHTS = "tests/test_ops.py::test_weights_can_be_filled_from_any_file[80-17-0-c
 PINNED = "tests/test_cuda_products.py::test_the_first_good_algorithm_is_taken_or_none[012345-4]"
 CAUSAL = "tests/test_ops.py::test_a_causal_row_has_the_bits_of_a_sequence_that_ends_there[cuda-2-32]"
 CPU = "tests/test_cuda.py::test_agrees_with_the_cpu"
+BESIDE = "tests/test_cuda.py::test_copies_have_streams_of_their_own[one GPU]"
 ENGINE_IN_C = "tests/test_c.py::test_c[test_engine]"
 SLOW_GROUP = "tests/test_cuda_groups.py::test_modes_and_runs_keep_the_bits[two ranks-slow to connect]"
 
@@ -148,7 +149,7 @@ MUTATIONS = (
     Mutation(
         "stage-wait",
         f"{ENGINE}/step.c",
-        "    FS_TRY(backend->queue_wait(s->queue, from_space->done));\n",
+        "    FS_TRY(s->device->backend->queue_wait(part->in, from_space->done));\n",
         "",
         "a stage copies what the stage before has not made yet",
         (CPU,),
@@ -164,10 +165,42 @@ MUTATIONS = (
     Mutation(
         "carry-record",
         f"{ENGINE}/step.c",
-        "    return backend->event_record(space->copied, s->queue);\n",
-        "    return FS_OK;\n",
+        "    fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue);",
+        "    fs_status passed = FS_OK;",
         "a slot is used again while the next stage still copies from it",
         (ENGINE_IN_C,),
+    ),
+    Mutation(
+        "copies-wait",
+        f"{ENGINE}/step.c",
+        "    return later == q ? FS_OK : backend->queue_wait(later, e);\n",
+        "    return later == q ? FS_OK : FS_OK;\n",
+        "a step does not wait for what it reads, results leave before they were computed",
+        (CPU,),
+    ),
+    Mutation(
+        "results-wait",
+        f"{ENGINE}/step.c",
+        "    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, part->out));\n",
+        "",
+        "results leave before they were computed",
+        (CPU,),
+    ),
+    Mutation(
+        "results-done",
+        f"{ENGINE}/step.c",
+        "downloads ? part->out : part->queue",
+        "part->queue",
+        "results are handed out while they are on their way",
+        (CPU,),
+    ),
+    Mutation(
+        "copies-beside",
+        f"{ENGINE}/stage.c",
+        "    if (b->one_memory) return FS_OK;\n",
+        "    return FS_OK;\n",
+        "copies wait for the steps of other batches",
+        (BESIDE,),
     ),
     Mutation(
         "connect-wait",

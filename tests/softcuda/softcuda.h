@@ -83,6 +83,7 @@ struct stream : object {
     std::deque<item> queue;
     long long enqueued = 0, done = 0;
     bool busy = false; /* an OS thread runs its front item */
+    bool launched = false; /* a kernel, at any time */
     std::shared_ptr<capture> capturing;
 };
 
@@ -163,7 +164,7 @@ struct world {
     device devices[max_devices];
     std::map<void *, std::shared_ptr<object>> live;
     std::map<uintptr_t, size_t> pinned;
-    long long calls = 0, leaked = 0;
+    long long calls = 0, leaked = 0, copies_behind_kernels = 0;
     std::map<std::string, long long> calls_of;
     std::string message;
 };

@@ -67,7 +67,7 @@ static inline fs_cuda_device *fs_cuda(fs_device *d) { return (fs_cuda_device *)d
 struct fs_queue {
     fs_cuda_device *device;
     fs_cu_stream stream;
-    fs_comm *comm; /* of the collectives in it, or NULL: waits then have a deadline */
+    fs_comm *comm; /* of the collectives in it or before it, or NULL: waits then have a deadline */
 };
 
 /* The device's context for this thread. */

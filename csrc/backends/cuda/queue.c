@@ -65,6 +65,7 @@ fs_status fs_cuda_event_record(fs_event *e, fs_queue *q) {
 
 fs_status fs_cuda_queue_wait(fs_queue *q, fs_event *e) {
     FS_TRY(fs_cuda_enter(q->device));
+    if (e->comm) q->comm = e->comm; /* what is behind a collective may be as late as it */
     return fs_cuda_check(q->device, q->device->cu->stream_wait_event(q->stream, e->event, 0), "waiting for a stream");
 }
 
