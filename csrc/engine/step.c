@@ -134,8 +134,8 @@ static fs_status begin(fs_run *r) {
     r->targets = rows_of(&block->targets, b->target_tokens, b->count, b->longest_target);
     fs_arena_reset(&space->arena, 0);
     fs_status st = bring(r, part, space);
-    fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue); /* of a part of it too */
-    FS_TRY(st);
+    fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue);
+    FS_TRY(st); /* what did come is waited for all the same */
     FS_TRY(passed);
     return fs_forward_begin(&r->step, set, part->weights->ends, part->stage->plan->first_layer, &r->carry);
 }
