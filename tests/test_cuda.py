@@ -286,9 +286,9 @@ print(ctypes.CDLL(os.environ["FIRESTEEL_LIBCUDA"]).softcuda_copies_behind_kernel
 
 
 @pytest.mark.skipif(REAL, reason="asks the software device what was enqueued where")
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [name for name in PLANS if "streamed" not in name])
 def test_copies_have_streams_of_their_own(run, folder, tmp_path, plan):
-    """So that on a GPU they run beside the steps of other batches."""
+    """So that on a GPU they run beside the steps of other batches; a streamed pass shares its scratch, so there not."""
     ran = run(BESIDE, folder, str(tmp_path / "results"), plan, FIRESTEEL_BATCH_TOKENS="40")
     assert ran.stdout.strip() == "0", (ran.stdout, ran.stderr)
 

@@ -10,7 +10,8 @@
  *     queue                  |first tensors, layers, task|computed |first ...
  *     out                                                 |results|done       without results `done` is in `queue`
  *
- * Nothing else orders them: a slot gets its next batch when the host has seen `done`. */
+ * Nothing else orders them: a slot gets its next batch when the host has seen `done`. Where scratch is shared, results
+ * leave in `queue`, before the next batch's come. */
 #include "engine/internal.h"
 
 #include <string.h>
@@ -94,6 +95,9 @@ static fs_status pass_on(const fs_backend *backend, fs_queue *q, fs_event *e, fs
     return later == q ? FS_OK : backend->queue_wait(later, e);
 }
 
+/* Where results leave. */
+static fs_queue *way_out(const fs_part *part) { return part->stream ? part->queue : part->out; }
+
 static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, const fs_carry *carry) {
     const fs_settings *set = &part->stage->engine->set;
     fs_view out;
@@ -102,8 +106,8 @@ static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batc
     b->results = space->out_memory.at;
     b->result_stride = out.stride;
     size_t floats = (size_t)((out.rows - 1) * out.stride + out.cols);
-    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, part->out));
-    return s->device->backend->download(part->out, space->out_memory.at, out.at, floats * sizeof(float));
+    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, way_out(part)));
+    return s->device->backend->download(way_out(part), space->out_memory.at, out.at, floats * sizeof(float));
 }
 
 static fs_space *space_of(const fs_run *r) { return &r->work.part->spaces[r->work.slot->index]; }
@@ -206,7 +210,7 @@ static void run_layers(fs_pass *p) {
 static void record(fs_run *r) {
     fs_part *part = r->work.part;
     int downloads = part->stage->last && part->rank == 0 && r->status == FS_OK;
-    fs_status st = r->step.device->backend->event_record(space_of(r)->done, downloads ? part->out : part->queue);
+    fs_status st = r->step.device->backend->event_record(space_of(r)->done, downloads ? way_out(part) : part->queue);
     if (r->status == FS_OK) fail(r, st);
 }
 

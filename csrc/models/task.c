@@ -48,7 +48,7 @@ fs_status fs_task_finish(fs_step *s, const fs_settings *set, const fs_task *task
     }
     /* Poolings stand side by side; of the last ones only the columns that are kept are computed. */
     int64_t width = fs_task_width(task, set);
-    FS_TRY(fs_keep(s, FS_F32, s->rows->B, width, out)); /* it leaves while the next batch may use the scratch */
+    FS_TRY(fs_scratch(s, FS_F32, s->rows->B, width, out));
     for (int64_t i = 0; i * set->D < width; i++) {
         int64_t first = i * set->D, cols = width - first < set->D ? width - first : set->D;
         FS_TRY(s->ops->pool(s, fs_view_cols(*out, first, cols), fs_view_cols(carry->x, 0, cols), task->pooling[i]));

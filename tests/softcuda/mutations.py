@@ -181,7 +181,7 @@ MUTATIONS = (
     Mutation(
         "results-wait",
         f"{ENGINE}/step.c",
-        "    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, part->out));\n",
+        "    FS_TRY(pass_on(s->device->backend, s->queue, space->computed, way_out(part)));\n",
         "",
         "results leave before they were computed",
         (CPU,),
@@ -189,7 +189,7 @@ MUTATIONS = (
     Mutation(
         "results-done",
         f"{ENGINE}/step.c",
-        "downloads ? part->out : part->queue",
+        "downloads ? way_out(part) : part->queue",
         "part->queue",
         "results are handed out while they are on their way",
         (CPU,),
