@@ -175,8 +175,8 @@ REFUSED = [
     (["--devices", "tpu"], "tpu"),
     (["--dtype", "bf16"], "dtype bf16 is not computed on cpu:0"),
     (["--max-memory", "lots"], "max_memory is 'lots'"),
-    (["--threads", "0"], "threads is 0; a whole number from 1 on"),
-    (["--cpu-path", "sse"], "cpu_path is 'sse'"),
+    (["--threads", "0"], "threads is 0; a whole number from 1 to 4096"),
+    (["--cpu-path", "sse"], "there is no CPU path sse; choose one of"),
     (["--colunm", "text"], "unrecognized arguments: --colunm"),
 ]
 

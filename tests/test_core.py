@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import tiny
-from firesteel import Error, RequestError, _core
+from firesteel import ConfigError, Error, RequestError, _core
 from firesteel.checkpoint import Checkpoint
 
 IDS = np.array([2, 5, 6, 3, 2, 3], dtype=np.int32)
@@ -134,6 +134,80 @@ def test_wrong_types_when_opening(arguments, changes):
 def test_engine_needs_its_arguments():
     with pytest.raises(TypeError, match="config="):
         _core.Engine()
+
+
+# Wrong on every machine. Whether the model has to be known is in the last column.
+OPTIONS = [
+    ({"devices": ("tpu",)}, "of no known kind", False),
+    ({"devices": ("cpu:0", "cpu:2")}, "lies beyond the 2 named", False),
+    ({"devices": ()}, "names 0 devices", False),
+    ({"devices": ("cpu", "cuda")}, '"cuda" stands alone', False),
+    ({"dtype": "fp64"}, "is not known", False),
+    ({"devices": ("cpu:1", "cpu:0"), "dtype": "fp16"}, "is not computed on cpu:1", False),
+    ({"devices": ("cpu",), "threads": 1025}, "threads is 1025", False),
+    ({"devices": ("cuda:0",), "cpu_path": "avx2"}, "is for CPU devices", False),
+    ({"devices": ("cpu:0", "cpu:1"), "cpu_path": "mmx"}, "there is no CPU path mmx", False),
+    ({"parallel": "sideways"}, "is no way to place a model", False),
+    ({"devices": ("cpu:0", "cpu:1"), "parallel": "split=3"}, "devices names 2", False),
+    ({"devices": ("cpu:0", "cpu:1", "cpu:2"), "parallel": "split"}, "layers into 3 stages", True),
+    ({"devices": ("cpu:0", "cpu:1"), "parallel": "tensor"}, "cannot share the model's 3 attention heads", True),
+]
+
+
+@pytest.mark.parametrize(("options", "words", "of_the_model"), OPTIONS, ids=lambda v: str(v) if type(v) is dict else "")
+def test_options_are_checked_by_the_sentence_that_opening_fails_with(arguments, options, words, of_the_model):
+    with pytest.raises(ConfigError) as opened:
+        _core.Engine(**arguments, **options)
+    with pytest.raises(ConfigError, match=words) as checked:
+        _core.check_options(**options, config=arguments["config"])
+    assert str(checked.value) == str(opened.value)
+    if of_the_model:
+        assert _core.check_options(**options) is None
+    else:
+        with pytest.raises(ConfigError) as checked:
+            _core.check_options(**options)
+        assert str(checked.value) == str(opened.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"devices": ("auto",), "parallel": "replicate=7,split=9", "dtype": "bf16", "threads": 4096},
+        {"devices": ("cuda",), "parallel": "tensor=5", "dtype": "fp16"},
+        {"devices": ("cuda:9999",), "parallel": "stream"},
+        {"devices": ("cpu",), "cpu_path": _core.host()["paths"][0][0], "threads": 1024},
+        {"devices": ("cpu:0", "cpu:1"), "threads": 2048, "parallel": "split"},
+    ],
+    ids=str,
+)
+def test_what_depends_on_the_machine_is_not_checked(arguments, options, monkeypatch):
+    monkeypatch.setenv("FIRESTEEL_LIBCUDA", "/no/such/library.so")
+    monkeypatch.setenv("FIRESTEEL_CPU_PATH", "mmx")  # a knob of this machine is not an option of others
+    assert _core.check_options(**options) is None
+    assert _core.check_options(**options, config=arguments["config"]) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "exception"),
+    [
+        ({"devices": "cpu"}, TypeError),
+        ({"devices": [1]}, TypeError),
+        ({"devices": ["cpu\0"]}, ValueError),
+        ({"parallel": 3}, TypeError),
+        ({"dtype": "\0"}, ValueError),
+        ({"cpu_path": "\ud800"}, UnicodeEncodeError),
+        ({"threads": -1}, ValueError),
+        ({"threads": 2**40}, OverflowError),
+        ({"config": 3}, TypeError),
+        ({"config": {"model_type": "gpt9"}}, ConfigError),
+        ({"nonsense": 1}, TypeError),
+    ],
+    ids=str,
+)
+def test_wrong_types_when_options_are_checked(options, exception):
+    with pytest.raises(exception):
+        _core.check_options(**options)
 
 
 def test_closed_engine_answers_with_a_sentence(arguments):

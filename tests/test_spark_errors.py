@@ -33,14 +33,6 @@ OPTIONS = [
     ({"prompt": 7}, REQUEST, "prompt is a int; a string or None belongs there"),
     ({"truncate": "left"}, REQUEST, "truncate is 'left'; True or \"error\" belongs there"),
     ({"truncate": False}, REQUEST, "truncate is False"),
-    ({"devices": 1}, CONFIG, "devices is 1"),
-    ({"devices": []}, CONFIG, "devices is []"),
-    ({"dtype": "bf17"}, CONFIG, 'dtype is \'bf17\'; "auto", "fp32", "fp16" or "bf16" belongs there'),
-    ({"dtype": None}, CONFIG, "dtype is None"),
-    ({"max_memory": "much"}, CONFIG, "max_memory is 'much'; bytes or a size such as \"2GB\""),
-    ({"threads": 0}, CONFIG, "threads is 0; a whole number from 1 on, or None"),
-    ({"threads": "2"}, CONFIG, "threads is '2'"),
-    ({"cpu_path": "sse"}, CONFIG, "cpu_path is 'sse'; avx512, avx2, portable or None belongs there"),
     ({"details": "yes"}, CONFIG, "details is 'yes'; True or False belongs there"),
     ({"on_error": "ignore"}, CONFIG, 'on_error is \'ignore\'; "fail" or "null" belongs there'),
     ({"max_errors": 1.5}, CONFIG, "max_errors is 1.5; a share of the rows from 0 to 1"),
@@ -59,6 +51,82 @@ def test_a_wrong_option_is_refused_on_the_driver(model, options, kind, words):
         firesteel.embed_udf(model, **options)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+# Of the engine: any UDF tells them, and by the sentence that an engine would fail with. The last ones are told of the
+# model, which has 3 heads and 2 layers.
+CPUS = ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
+ENGINE = [
+    ({"devices": 1}, "devices is 1"),
+    ({"devices": []}, "devices is []"),
+    ({"devices": ["cpu:0", None]}, "devices is ['cpu:0', None]"),
+    ({"devices": "cpu\n"}, "devices is 'cpu\\n'"),
+    ({"devices": "tpu:0"}, "'tpu:0' is of no known kind"),
+    ({"devices": "measure"}, "'measure' is of no known kind"),
+    ({"devices": "cuda:x"}, "'cuda:x' is no device"),
+    ({"devices": ["cuda:1", "cuda:1"]}, "'cuda:1' and 'cuda:1' are the same device"),
+    ({"devices": ["cuda:0", "cpu:0"]}, "are of two kinds"),
+    ({"devices": ["auto", "cpu:1"]}, '"auto" stands alone'),
+    ({"devices": "cpu:1"}, "'cpu:1' lies beyond the 1 named"),
+    ({"devices": [f"cuda:{i}" for i in range(65)]}, "devices names 65 devices; name 1 to 64"),
+    ({"parallel": "sideways"}, "'sideways' is no way to place a model"),
+    ({"parallel": 2}, "parallel is 2"),
+    ({"parallel": "split\0"}, "parallel is 'split\\x00'"),
+    ({"parallel": "split=2,split=2", "devices": "cuda"}, "names split twice"),
+    ({"parallel": "split=0"}, "a whole number from 1 to 9999"),
+    ({"parallel": "stream=2"}, "stream takes no number"),
+    ({"parallel": "tensor,split", "devices": CPUS}, "gives neither split nor tensor a number"),
+    ({"parallel": "tensor=2,stream"}, "none can be streamed"),
+    ({"parallel": "split=2", "devices": "cpu"}, "places the model on 2 devices and devices names 1"),
+    ({"parallel": "replicate=3,split=2", "devices": CPUS}, "multiply to 4"),
+    ({"parallel": "split=3", "devices": ["cuda:0", "cuda:1"]}, "places the model on 3 devices and devices names 2"),
+    ({"dtype": "bf17"}, 'dtype "bf17" is not known; there are "auto", "fp32", "fp16" and "bf16"'),
+    ({"dtype": "int8"}, "dtype int8 is not computed on any device yet"),
+    ({"dtype": None}, "dtype is None"),
+    ({"dtype": "bf16", "devices": CPUS[:2]}, "dtype bf16 is not computed on cpu:0; there is fp32, and"),
+    ({"max_memory": "much"}, "max_memory is 'much'; bytes or a size such as \"2GB\""),
+    ({"max_memory": 0}, "max_memory is 0"),
+    ({"threads": 0}, "threads is 0; a whole number from 1 to 4096, or None"),
+    ({"threads": "2"}, "threads is '2'"),
+    ({"threads": 4097}, "threads is 4097"),
+    ({"threads": 1025, "devices": "cpu"}, "threads is 1025; a CPU device takes 1 to 1024"),
+    ({"cpu_path": 3}, "cpu_path is 3"),
+    ({"cpu_path": "sse"}, "there is no CPU path sse; choose one of "),
+    ({"cpu_path": "portable", "devices": "cuda"}, "cuda:0: cpu_path='portable' is for CPU devices"),
+    ({"parallel": "tensor", "devices": CPUS[:2]}, "2 devices cannot share the model's 3 attention heads"),
+    ({"parallel": "split", "devices": CPUS}, "cuts the model's 2 layers into 4 stages"),
+]
+
+
+@pytest.mark.parametrize("make", [firesteel.embed_udf, firesteel.hidden_states_udf], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("options", "words"), ENGINE, ids=[str(options)[:60] for options, _ in ENGINE])
+def test_the_driver_tells_what_an_engine_would(model, options, words, make):
+    said = []
+    for ask in (make, firesteel.Engine):
+        with pytest.raises(CONFIG) as refused:
+            ask(model, **options)
+        said.append(str(refused.value))
+    assert words in said[0] and "\n" not in said[0]
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("make", [firesteel.embed_udf, firesteel.hidden_states_udf], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"devices": "cuda", "parallel": "replicate=2,split=3", "dtype": "bf16"},
+        {"devices": "cuda:7", "dtype": "fp16"},
+        {"devices": ["cuda:3", "cuda:1"], "parallel": "split", "threads": 4096},
+        {"devices": "auto", "parallel": "split=2,stream", "dtype": "bf16", "max_memory": "2GB"},
+        {"cpu_path": firesteel._core.host()["paths"][0][0], "threads": 2000},
+    ],
+    ids=str,
+)
+def test_what_executors_alone_can_tell_is_left_to_them(model, options, make):
+    said = dict(make(model, **options).job.engine)
+    assert {name: said[name] for name in options} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
 
 
 @pytest.mark.parametrize("wrong", [None, 7, "", b"folder"], ids=repr)
@@ -152,7 +220,7 @@ def no_tokenizer(spark, model, folder):
 
 
 def no_device(spark, model, folder):
-    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(model, devices="tpu:0"), "t"
+    return spark.range(1).selectExpr("'a' AS t"), firesteel.embed_udf(model, devices="cuda:4095"), "t"
 
 
 def no_memory(spark, model, folder):
@@ -185,7 +253,7 @@ IN_A_TASK = [
     (removed, "CheckpointError", "no such folder"),
     (extra_tensor, "CheckpointError", "encoder.layer.7.attention.self.query.weight"),
     (no_tokenizer, "CheckpointError", "tokenizer.json is missing"),
-    (no_device, "ConfigError", "tpu:0"),
+    (no_device, "DeviceError", "cuda:"),
     (no_memory, "OutOfMemory", "are missing; raise max_memory"),
     (number, "RequestError", "the column given to embed_udf is bigint; string (text) or array<int>"),
     (too_long, "RequestError", "row 0 of the partition (TOO_LONG): the row has 72 tokens; the limit is 64"),

@@ -222,7 +222,6 @@ OPTIONS = [
     ({"max_length": 65}, REQUEST, "max_length is 65; the model has 64 positions, so 1 to 64 belongs there"),
     ({"max_length": 0}, REQUEST, "max_length is 0"),
     ({"truncate": "left"}, REQUEST, "truncate is 'left'"),
-    ({"dtype": "bf17"}, CONFIG, "dtype is 'bf17'"),
     ({"on_error": "ignore"}, CONFIG, "on_error is 'ignore'"),
 ]
 

@@ -75,8 +75,12 @@ struct fs_backend {
     /* Devices there are, found without opening one. */
     int (*count)(void);
     fs_status (*open)(fs_device **out, const fs_device_options *options);
+    /* FS_CONFIG, as open would say it, for options that no device of this kind takes on any machine. NULL in backends that
+     * users cannot name. */
+    fs_status (*check)(const fs_device_options *options);
     void (*close)(fs_device *d); /* NULL is fine; all of its memory and queues were released before */
-    /* Can products be computed in this type (their sums are fp32 in any case)? fp32 always can. */
+    /* Can products be computed in this type (their sums are fp32 in any case)? fp32 always can. d NULL: on any device of
+     * this kind. */
     int (*computes)(const fs_device *d, fs_dtype dtype);
 
     /* Device memory, charged to d->budget. Contents are undefined (NaN when FIRESTEEL_TEST_POISON is set). */

@@ -37,7 +37,7 @@ static int part(int whole, int index, int of) {
     return share > 0 ? share : 1;
 }
 
-static fs_status resolve_one(const char *name, int n, fs_device_choice *out) {
+static fs_status read_one(const char *name, int n, fs_device_choice *out) {
     char kind[16];
     int index;
     FS_TRY(parse(name, kind, &index));
@@ -48,6 +48,31 @@ static fs_status resolve_one(const char *name, int n, fs_device_choice *out) {
                        "cpu:0 to cpu:%d; name its siblings too, or \"cpu\" for all cores",
                        name, n, n - 1);
     out->options.index = index;
+    return FS_OK;
+}
+
+fs_status fs_devices_read(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
+                          int *count) {
+    if (n < 1 || n > FS_DEVICES_MAX)
+        return fs_fail(FS_CONFIG, "devices names %d devices; name 1 to %d, or \"auto\"", n, FS_DEVICES_MAX);
+    *count = n;
+    for (int i = 0; i < n; i++) {
+        int is_auto = !strcmp(names[i], "auto"), alone = is_auto || !strcmp(names[i], "cuda");
+        if (n > 1 && alone)
+            return fs_fail(FS_CONFIG, "devices: \"%s\" stands alone; here it is one of %d names", names[i], n);
+        out[i] = (fs_device_choice){ .options = *common };
+        if (alone) *count = 0;
+        if (!is_auto) FS_TRY(read_one(names[i], n, &out[i]));
+        if (out[i].backend != out[0].backend)
+            return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are of two kinds; devices of one engine are of one kind",
+                           names[0], names[i]);
+        for (int k = 0; k < i; k++)
+            if (out[k].options.index == out[i].options.index)
+                return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are the same device; name each once", names[k],
+                               names[i]);
+        out[i].options.of = n;
+        if (common->threads) out[i].options.threads = part(common->threads, out[i].options.index, n);
+    }
     return FS_OK;
 }
 
@@ -64,26 +89,10 @@ static void all_gpus(fs_device_choice *out, int *count) {
 
 fs_status fs_devices_resolve(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
                              int *count) {
-    const char *best = fs_cuda_backend.count() > 0 ? "cuda" : "cpu";
-    if (n < 1 || n > FS_DEVICES_MAX)
-        return fs_fail(FS_CONFIG, "devices names %d devices; name 1 to %d, or \"auto\"", n, FS_DEVICES_MAX);
-    for (int i = 0; i < n; i++) {
-        int is_auto = !strcmp(names[i], "auto");
-        if (n > 1 && (is_auto || !strcmp(names[i], "cuda")))
-            return fs_fail(FS_CONFIG, "devices: \"%s\" stands alone; here it is one of %d names", names[i], n);
-        out[i].options = *common;
-        FS_TRY(resolve_one(is_auto ? best : names[i], n, &out[i]));
-        if (out[i].backend != out[0].backend)
-            return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are of two kinds; devices of one engine are of one kind",
-                           names[0], names[i]);
-        for (int k = 0; k < i; k++)
-            if (out[k].options.index == out[i].options.index)
-                return fs_fail(FS_CONFIG, "devices: '%s' and '%s' are the same device; name each once", names[k],
-                               names[i]);
-        out[i].options.of = n;
-        if (common->threads) out[i].options.threads = part(common->threads, out[i].options.index, n);
-    }
-    *count = n;
-    if (!strcmp(names[0], "cuda") || (!strcmp(names[0], "auto") && !strcmp(best, "cuda"))) all_gpus(out, count);
+    FS_TRY(fs_devices_read(names, n, common, out, count));
+    if (*count) return FS_OK;
+    *count = 1;
+    if (!out->backend) out->backend = fs_cuda_backend.count() > 0 ? &fs_cuda_backend : &fs_cpu_backend;
+    if (out->backend == &fs_cuda_backend) all_gpus(out, count);
     return FS_OK;
 }

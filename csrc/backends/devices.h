@@ -19,6 +19,11 @@ typedef struct {
     fs_device_options options;
 } fs_device_choice;
 
+/* What `names` says by itself, whatever machine reads it. *count is 0 where the machine decides how many there are: "cuda",
+ * and "auto", of which not even the kind is known (backend NULL). The rest is as in fs_devices_resolve. */
+fs_status fs_devices_read(const char *const *names, int n, const fs_device_options *common, fs_device_choice *out,
+                          int *count);
+
 /* What holds for all of them: threads is cut over the devices, each getting at least one (0: the host's cores);
  * max_memory bounds each; path is kept as a pointer. out has room for FS_DEVICES_MAX; *count is what `names` asks for,
  * in its order. FS_CONFIG for a name that is none, a repetition, a gap, or two kinds in one list. */

@@ -31,6 +31,10 @@ typedef struct {
     int stage_count;
 } fs_engine_options;
 
+/* options.c: whether any machine could open an engine with these options, without asking this one: a Spark driver may have
+ * other devices than its executors. FS_CONFIG with the sentence of fs_engine_open. c NULL: any model; else only its keys
+ * are read. Not looked at: stages, max_memory; and numbers of "auto" and "cuda" devices, which each machine knows itself. */
+fs_status fs_engine_check(const fs_engine_options *options, const fs_checkpoint *c);
 /* Checks the checkpoint, opens the devices, loads the weights, starts the threads. */
 fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engine_options *options);
 /* Fails what is unfinished with FS_CANCELLED, ends the threads, frees all. NULL is fine. */

@@ -137,6 +137,10 @@ double fs_arch_share(const fs_arch *a, const fs_checkpoint *c);
 /* Config keys -> settings: finds the architecture, reads the key table, refuses what changes the mathematics and is not
  * understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32" ... */
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype);
+/* "auto" (or NULL), "fp32", "fp16", "bf16" -> set->any_dtype, set->dtype. FS_CONFIG for any other word. */
+fs_status fs_settings_read_dtype(fs_settings *set, const char *dtype);
+/* FS_CONFIG when a type was named that no device of this kind computes; `device` is what the sentence calls it. */
+fs_status fs_settings_check_dtype(const fs_settings *set, const fs_backend *kind, const char *device);
 /* What "auto" means on these devices: the checkpoint's type where all compute in it (fp16 for bf16 files where bf16 is
  * lacking), else fp32. FS_CONFIG when a named type is not computed on one of them. */
 fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n);

@@ -225,7 +225,7 @@ static fs_status check_classes(const fs_arch *a, const fs_checkpoint *c) {
     return FS_OK;
 }
 
-static fs_status read_dtype(const char *dtype, fs_settings *set) {
+fs_status fs_settings_read_dtype(fs_settings *set, const char *dtype) {
     static const char *const later[] = { "int8", "int4", "fp8" };
     set->dtype = FS_F32;
     set->any_dtype = !dtype || !strcmp(dtype, "auto");
@@ -261,6 +261,12 @@ static const fs_device *lacks(fs_device *const devices[], int n, fs_dtype type) 
     return NULL;
 }
 
+fs_status fs_settings_check_dtype(const fs_settings *set, const fs_backend *kind, const char *device) {
+    if (set->any_dtype || kind->computes(NULL, set->dtype)) return FS_OK;
+    return fs_fail(FS_CONFIG, "dtype %s is not computed on %s; there is fp32%s, and \"auto\" takes the best it has",
+                   fs_dtype_name(set->dtype), device, kind->computes(NULL, FS_F16) ? " and fp16" : "");
+}
+
 fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_device *const devices[], int n) {
     const fs_device *d;
     if (set->any_dtype) {
@@ -270,6 +276,7 @@ fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_
         return FS_OK;
     }
     if (!(d = lacks(devices, n, set->dtype))) return FS_OK;
+    FS_TRY(fs_settings_check_dtype(set, d->backend, d->name));
     return fs_fail(FS_CONFIG,
                    "dtype %s is not computed on %s (%s); there is fp32%s, and \"auto\" takes the best it has",
                    fs_dtype_name(set->dtype), d->name, d->numerics, d->backend->computes(d, FS_F16) ? " and fp16" : "");
@@ -277,7 +284,7 @@ fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_
 
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype) {
     fs_settings set = { 0 };
-    FS_TRY(read_dtype(dtype, &set));
+    FS_TRY(fs_settings_read_dtype(&set, dtype));
     FS_TRY(find_arch(c, &set.arch));
     FS_TRY(check_classes(set.arch, c));
     FS_TRY(check_keys(set.arch, c));

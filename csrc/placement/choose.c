@@ -116,7 +116,7 @@ static void degrees_text(const fs_settings *set, char *out, size_t room) {
             used += (size_t)snprintf(out + used, room - used, "%s%d", used ? ", " : "", d);
 }
 
-static fs_status check_numbers(const fs_parallel *p, const fs_settings *set) {
+fs_status fs_plan_check(const fs_parallel *p, const fs_settings *set) {
     char text[FS_PARALLEL_TEXT], degrees[40];
     const char *said = fs_parallel_text(p, text);
     if (p->tensor > 1 && (p->tensor > FS_MAX_GROUP || !divides(set, p->tensor))) {
@@ -243,7 +243,7 @@ fs_status fs_plan_choose(fs_plan *out, fs_choice *choice, const fs_settings *set
     *out = (fs_plan){ 0 };
     *choice = (fs_choice){ 0 };
     FS_TRY(fs_parallel_read(&choice->parallel, parallel, n));
-    if (!choice->parallel.is_auto) FS_TRY(check_numbers(&choice->parallel, set));
+    if (!choice->parallel.is_auto) FS_TRY(fs_plan_check(&choice->parallel, set));
     FS_GO(fs_alloc(&t.needs, (size_t)n, sizeof *t.needs));
     FS_GO(fs_alloc(&t.loads, (size_t)set->L, sizeof *t.loads));
     if (choice->parallel.is_auto) {

@@ -88,6 +88,7 @@ fs_status fs_parallel_read(fs_parallel *out, const char *text, int devices) {
                            text, words[follower], words[w], words[follower], words[w]);
         follower = w;
     }
+    if (devices == 0) return FS_OK;
     if (follower >= 0 && devices % product == 0) numbers[follower] = devices / (int)product;
     else if (follower >= 0 || product != devices) return misfit(text, numbers, product, devices);
     if (numbers[REPLICATE] > 0) out->replicate = numbers[REPLICATE];

@@ -25,7 +25,8 @@ typedef struct {
 } fs_parallel;
 
 /* NULL or "": "auto". FS_CONFIG for a word that is none or named twice, numbers that are none or do not multiply to
- * `devices`; the sentence tells what would work. */
+ * `devices`; the sentence tells what would work. devices 0: not known yet, so the text alone is checked, and of *out only
+ * stream and is_auto are told. */
 fs_status fs_parallel_read(fs_parallel *out, const char *text, int devices);
 
 enum { FS_PARALLEL_TEXT = 64 };

@@ -117,6 +117,8 @@ typedef struct {
     int fits;
     char why[900];
 } fs_choice;
+/* FS_CONFIG when the model has fewer layers than there are stages, or cannot be shared by so many ranks. */
+fs_status fs_plan_check(const fs_parallel *p, const fs_settings *set);
 /* FS_CONFIG when the text or its numbers go with neither the devices nor the model. A plan that does not fit is no
  * failure here: *out is then the best there is. devices are of one backend. */
 fs_status fs_plan_choose(fs_plan *out, fs_choice *choice, const fs_settings *set, const fs_capacity *c,

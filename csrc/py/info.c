@@ -260,6 +260,8 @@ static PyObject *trace(PyObject *module, PyObject *args) {
 
 PyMethodDef fs_py_functions[] = {
     { "architectures", architectures, METH_NOARGS, architectures_doc },
+    { "check_options", (PyCFunction)(void (*)(void))fs_py_check_options, METH_VARARGS | METH_KEYWORDS,
+      fs_py_check_options_doc },
     { "cublaslt", cublaslt, METH_NOARGS, cublaslt_doc },
     { "devices", devices, METH_NOARGS, devices_doc },
     { "gpus", gpus, METH_NOARGS, gpus_doc },

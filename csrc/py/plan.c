@@ -1,4 +1,5 @@
-/* plan.c - firesteel._core.plan: a survey (placement/survey.h) as a dict. */
+/* plan.c - what is told before there is a device: firesteel._core.plan, a survey (placement/survey.h) as a dict, and
+ * firesteel._core.check_options. */
 #include "py/py.h"
 
 #include "base/alloc.h"
@@ -126,4 +127,38 @@ PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
     fs_free(listed);
     fs_py_checkpoint_clear(&c);
     return result;
+}
+
+const char fs_py_check_options_doc[] = PyDoc_STR(
+    "check_options(*, devices=('auto',), parallel=None, dtype='auto', cpu_path=None, threads=0, config=None)\n"
+    "--\n\n"
+    "Raises the ConfigError that Engine would raise for these options on any machine; asks none what it has, so\n"
+    "'auto' and 'cuda' devices may be as many as `parallel` needs. config: of the model, for numbers that it cannot\n"
+    "be cut into; None: any model. ValueError where threads is negative.");
+
+PyObject *fs_py_check_options(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = { "devices", "parallel", "dtype", "cpu_path", "threads", "config", NULL };
+    PyObject *devices = NULL, *config = Py_None, *none = NULL;
+    fs_engine_options o = { 0 };
+    fs_py_checkpoint c = { 0 };
+    const char **listed = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OzzziO", names, &devices, &o.parallel, &o.dtype, &o.cpu_path,
+                                     &o.threads, &config))
+        return NULL;
+    if (o.threads < 0) {
+        PyErr_Format(PyExc_ValueError, "threads is %d, which cannot be negative", o.threads);
+        return NULL;
+    }
+    PyObject *keep = PyList_New(0);
+    int ready = keep && (!devices || fs_py_strings_from(&listed, &o.device_count, devices, "devices", keep) == 0);
+    if (ready && config != Py_None) ready = fs_py_checkpoint_from(&c, config, NULL, NULL, "config") == 0;
+    o.devices = listed;
+    if (ready) {
+        fs_status st = fs_engine_check(&o, config == Py_None ? NULL : &c.checkpoint);
+        none = st == FS_OK ? Py_NewRef(Py_None) : fs_py_raise(fs_py_state_of(module), st);
+    }
+    fs_py_checkpoint_clear(&c);
+    fs_free(listed);
+    Py_XDECREF(keep);
+    return none;
 }

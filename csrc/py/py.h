@@ -66,10 +66,12 @@ int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, P
 int fs_py_tokens(PyObject *array, const char *what, fs_tokens *out, Py_ssize_t *count);
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count); /* must be writeable */
 
-/* plan.c: [[{'first_layer', 'last_layer', 'devices'}]], the stages of each replica. */
+/* plan.c: what is told before there is a device. [[{'first_layer', 'last_layer', 'devices'}]], the stages of each replica. */
 PyObject *fs_py_replicas(const fs_plan *plan);
 extern const char fs_py_plan_doc[];
 PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs);
+extern const char fs_py_check_options_doc[];
+PyObject *fs_py_check_options(PyObject *module, PyObject *args, PyObject *kwargs);
 
 /* info.c */
 extern PyMethodDef fs_py_functions[];

@@ -101,5 +101,17 @@ def plan(
     cpu_path: str | None = None,
 ) -> dict[str, object]: ...
 
+# Raises the ConfigError that Engine would raise for these options on any machine, without asking this one what it has.
+# config None: whatever the model; else also for numbers that this model cannot be cut into
+def check_options(
+    *,
+    devices: Sequence[str] = ("auto",),
+    parallel: str | None = None,
+    dtype: str = "auto",
+    cpu_path: str | None = None,
+    threads: int = 0,
+    config: dict[str, object] | None = None,
+) -> None: ...
+
 # the ops one batch runs, from the measure backend
 def trace(config: dict[str, object], lengths: Sequence[int], targets: Sequence[int] | None = None) -> str: ...

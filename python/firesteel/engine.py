@@ -12,7 +12,6 @@ while they compute the one before. Nothing waits until the caller asks for a res
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,14 +22,12 @@ import numpy as np
 from . import _core
 from ._core import ConfigError, Error, RequestError
 from .checkpoint import Checkpoint, pooling_modes
+from .options import engine_options
 from .placement import Placement, placement_of
 from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
 from .tokenizer import RowError, Tokenizer, set_threads
 
 LISTED_ROWS = 20  # bad rows that a RequestError spells out
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class Engine:
@@ -68,16 +65,14 @@ class Engine:
         threads: int | None = None,
         cpu_path: str | None = None,
     ) -> None:
-        wanted = string_tuple("devices", devices)
-        if not isinstance(parallel, str):
-            raise ConfigError(f'parallel is {parallel!r}; a string such as "replicate" or "split" belongs there')
-        if not isinstance(dtype, str):
-            raise ConfigError(f'dtype is {dtype!r}; a string such as "fp32" belongs there')
-        if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
-            raise ConfigError(f"threads is {threads!r}; a whole number from 1 to 4096, or None, belongs there")
-        if cpu_path is not None and not isinstance(cpu_path, str):
-            raise ConfigError(f'cpu_path is {cpu_path!r}; "avx512", "avx2", "portable" or None belongs there')
-        memory = byte_count(max_memory)
+        options = engine_options(
+            devices=devices,
+            parallel=parallel,
+            dtype=dtype,
+            max_memory=max_memory,
+            threads=threads,
+            cpu_path=cpu_path,
+        )
         self._checkpoint = checkpoint = Checkpoint.open(model)
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -92,12 +87,7 @@ class Engine:
                 tensors=checkpoint.tensors,
                 files=checkpoint.files,
                 name=checkpoint.folder,
-                devices=wanted,
-                dtype=dtype,
-                threads=threads or 0,
-                max_memory=memory,
-                cpu_path=cpu_path,
-                parallel=parallel,
+                **options,
             )
         finally:
             preload.join()
@@ -507,27 +497,3 @@ def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
     failure = RequestError(f"{len(errors)} of {len(pending.tokens)} rows cannot be computed: {listed}{rest}")
     failure.rows = errors
     raise failure
-
-
-# --- options of Engine -----------------------------------------------------------------------------------------------
-
-
-def string_tuple(name: str, value: object) -> tuple[str, ...]:
-    listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(item, str) for item in listed):
-        raise ConfigError(f'{name} is {value!r}; a string or a list of strings belongs there, such as "cpu"')
-    return tuple(listed)
-
-
-def byte_count(value: object, name: str = "max_memory") -> int:
-    """0: no limit of our own."""
-    if value is None:
-        return 0
-    if type(value) is int and 0 < value < 2**63:
-        return value
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([KMGT]i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
-        size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
-        if 0 < size < 2**63:
-            return size
-    raise ConfigError(f'{name} is {value!r}; bytes or a size such as "2GB" or "512MiB" belongs there')

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import _core
-from ._core import ConfigError
 from .checkpoint import config_and_tensors
+from .options import byte_count, engine_options
 
 MARGIN = 300 << 20  # bytes of a Python worker beside the model: interpreter, Arrow batches, tokenizer
 
@@ -163,13 +163,7 @@ def plan(
     >>> there.parallel, there.fits, [device.name for device in there.devices]
     ('replicate', True, ['cuda:0', 'cuda:1'])
     """
-    from .engine import byte_count, string_tuple
-
-    for name, value in (("parallel", parallel), ("dtype", dtype)):
-        if not isinstance(value, str):
-            raise ConfigError(f'{name} is {value!r}; a string such as "auto" belongs there')
-    if cpu_path is not None and not isinstance(cpu_path, str):
-        raise ConfigError(f'cpu_path is {cpu_path!r}; "avx512", "avx2", "portable" or None belongs there')
+    options = engine_options(devices=devices, parallel=parallel, dtype=dtype, cpu_path=cpu_path)
     sizes = memory if isinstance(memory, (list, tuple)) else [memory]
     config, tensors = (dict(model), []) if isinstance(model, Mapping) else config_and_tensors(model)
     if not tensors:  # one entry that says what the weights would be saved in
@@ -178,7 +172,7 @@ def plan(
     said = _core.plan(
         config=config,
         tensors=tensors,
-        devices=string_tuple("devices", devices),
+        devices=options["devices"],
         memory=[byte_count(size, "memory") for size in sizes],
         dtype=dtype,
         parallel=parallel,

@@ -306,7 +306,8 @@ static void the_devices_decide_the_type(void) {
         CHECK_OK(fs_settings_choose_dtype(&set, &t.c, devices, 1 + cases[i].with_cpu));
         CHECK_INT(set.dtype, cases[i].expected);
         if (set.dtype != FS_F32 && !set.any_dtype)
-            CHECK_FAILS(fs_settings_choose_dtype(&set, &t.c, devices, 2), FS_CONFIG, "is not computed on cpu:0 (cpu ");
+            CHECK_FAILS(fs_settings_choose_dtype(&set, &t.c, devices, 2), FS_CONFIG,
+                        "is not computed on cpu:0; there is fp32, and");
         tiny_close(&t);
     }
     for (int i = 0; i < 2; i++) devices[i]->backend->close(devices[i]);

@@ -202,6 +202,9 @@ static void parallel_is_read_or_refused(void) {
         { "splits", 4, 0, 0, 0, "'splits' is no way to place a model" },
         { "split=2,", 4, 0, 0, 0, "'' is no way to place a model" },
         { "auto,split=2", 4, 0, 0, 0, "'auto' is no way to place a model" },
+        { "splits", 0, 0, 0, 0, "'splits' is no way to place a model" }, /* 0: who knows how many */
+        { "replicate,split", 0, 0, 0, 0, "gives neither replicate nor split a number" },
+        { "tensor=2,stream", 0, 0, 0, 0, "none can be streamed" },
         { "stream", 1, 1, 1, 1, "stream" },
         { "stream", 3, 1, 3, 1, "split=3,stream" },
         { "split=2,stream", 2, 1, 2, 1, "split=2,stream" },
@@ -220,6 +223,12 @@ static void parallel_is_read_or_refused(void) {
         CHECK_OK(fs_parallel_read(&p, cases[i].text, cases[i].devices));
         CHECK(p.replicate == cases[i].replicate && p.split == cases[i].split && p.tensor == cases[i].tensor);
         CHECK_TEXT(fs_parallel_text(&p, text), cases[i].sentence);
+    }
+    static const char *const any_count[] = { "split=3", "tensor,split=2", "replicate=2,stream", "stream" };
+    for (int i = 0; i < 4; i++) {
+        CHECK_OK(fs_parallel_read(&p, any_count[i], 0));
+        CHECK(!p.is_auto);
+        CHECK_INT(p.stream, i > 1);
     }
     static const char *const automatic[] = { NULL, "", "auto" };
     for (int i = 0; i < 3; i++) {

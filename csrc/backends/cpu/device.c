@@ -35,16 +35,24 @@ static int part(int whole, int index, int of) {
     return share > 0 ? share : 1;
 }
 
+static fs_status check_threads(int64_t wanted) {
+    if (wanted >= 1 && wanted <= MOST_THREADS) return FS_OK;
+    return fs_fail(FS_CONFIG, "threads is %lld; a CPU device takes 1 to %d, or 0 for the cores this process may use",
+                   (long long)wanted, MOST_THREADS);
+}
+
+static fs_status device_check(const fs_device_options *o) {
+    if (o->threads) FS_TRY(check_threads(o->threads));
+    return fs_cpu_path_check(o->path);
+}
+
 static fs_status threads_of(const fs_device_options *o, int of, int cores, int *out) {
     int64_t wanted = o->threads;
     if (wanted == 0) {
         FS_TRY(fs_knob_int(FS_KNOB_THREADS, 0, MOST_THREADS, &wanted));
         wanted = part(wanted ? (int)wanted : cores, o->index, of);
     }
-    if (wanted < 1 || wanted > MOST_THREADS)
-        return fs_fail(FS_CONFIG,
-                       "threads is %lld; a CPU device takes 1 to %d, or 0 for the cores this process may use",
-                       (long long)wanted, MOST_THREADS);
+    FS_TRY(check_threads(wanted));
     *out = (int)wanted;
     return FS_OK;
 }
@@ -235,6 +243,7 @@ const fs_backend fs_cpu_backend = {
     .one_memory = 1,
     .count = count,
     .open = device_open,
+    .check = device_check,
     .close = device_close,
     .computes = computes,
     .alloc = device_alloc,

@@ -69,6 +69,8 @@ extern const fs_kernels fs_kernels_portable;
 extern const fs_kernels *const fs_cpu_paths[];
 /* NULL when this CPU and kernel can run the path, else why not ("this CPU has no AVX-512F"). */
 const char *fs_cpu_path_missing(const fs_kernels *path);
+/* FS_CONFIG names what there is where `name` is none of it, whether it can run here or not; NULL and "" are fine. */
+fs_status fs_cpu_path_check(const char *name);
 /* By name, or the best when name is NULL or "". FS_CONFIG names what there is; FS_DEVICE says why it cannot run. */
 fs_status fs_cpu_path_find(const char *name, const fs_kernels **out);
 

@@ -56,20 +56,27 @@ const char *fs_cpu_path_missing(const fs_kernels *path) {
 
 #endif
 
-fs_status fs_cpu_path_find(const char *name, const fs_kernels **out) {
+fs_status fs_cpu_path_check(const char *name) {
     char known[100] = "";
+    if (!name || !*name) return FS_OK;
     for (int i = 0; fs_cpu_paths[i]; i++) {
-        const char *missing = fs_cpu_path_missing(fs_cpu_paths[i]);
-        if (name && *name ? !strcmp(name, fs_cpu_paths[i]->name) : !missing) {
-            if (missing)
-                return fs_fail(FS_DEVICE,
-                               "the CPU path %s cannot run here: %s; leave the path empty to get the best there is",
-                               name, missing);
-            *out = fs_cpu_paths[i];
-            return FS_OK;
-        }
+        if (!strcmp(name, fs_cpu_paths[i]->name)) return FS_OK;
         size_t used = strlen(known);
         snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", fs_cpu_paths[i]->name);
     }
-    return fs_fail(FS_CONFIG, "there is no CPU path %s; choose one of %s, or leave it empty for the best", name, known);
+    return fs_fail(FS_CONFIG, "there is no CPU path %.60s; choose one of %s, or leave it empty for the best", name,
+                   known);
+}
+
+fs_status fs_cpu_path_find(const char *name, const fs_kernels **out) {
+    int at = 0, named = name && *name;
+    FS_TRY(fs_cpu_path_check(name));
+    /* both searches end: the name is one of them, and the last of them runs everywhere */
+    while (named ? strcmp(name, fs_cpu_paths[at]->name) != 0 : fs_cpu_path_missing(fs_cpu_paths[at]) != NULL) at++;
+    const char *missing = fs_cpu_path_missing(fs_cpu_paths[at]);
+    if (missing)
+        return fs_fail(FS_DEVICE, "the CPU path %s cannot run here: %s; leave the path empty to get the best there is",
+                       name, missing);
+    *out = fs_cpu_paths[at];
+    return FS_OK;
 }

@@ -94,7 +94,7 @@ static fs_status describe(fs_cuda_device *d) {
 
 static int computes(const fs_device *head, fs_dtype dtype) {
     const fs_cuda_device *d = (const fs_cuda_device *)head;
-    return dtype == FS_F32 || dtype == FS_F16 || (dtype == FS_BF16 && d->has_bf16);
+    return dtype == FS_F32 || dtype == FS_F16 || (dtype == FS_BF16 && (!d || d->has_bf16));
 }
 
 /* An outline: a GPU that multiplies in every type, with its staging as fs_cuda_staging_open takes it. */
@@ -104,6 +104,12 @@ static void draw(fs_cuda_device *d) {
     d->head.budget.used[FS_STAGING] = (size_t)FS_CUDA_BUFFERS * FS_CUDA_BUFFER_BYTES;
 }
 
+static fs_status device_check(const fs_device_options *o) {
+    if (!o->path || !*o->path) return FS_OK;
+    return fs_fail(FS_CONFIG, "cuda:%d: cpu_path='%.40s' is for CPU devices; leave it out, or use devices=\"cpu\"",
+                   o->index, o->path);
+}
+
 static fs_status device_open(fs_device **out, const fs_device_options *o) {
     fs_status st = FS_OK;
     fs_cuda_device *d = NULL;
@@ -111,9 +117,7 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     const fs_lt_api *lt = NULL;
     int64_t poison;
     *out = NULL;
-    if (o->path && *o->path)
-        return fs_fail(FS_CONFIG, "cuda:%d: cpu_path='%.40s' is for CPU devices; leave it out, or use devices=\"cpu\"",
-                       o->index, o->path);
+    FS_TRY(device_check(o));
     FS_TRY(fs_knob_int(FS_KNOB_TEST_POISON, 0, 1, &poison));
     if (!o->outline) {
         FS_TRY(fs_cu_open(&cu));
@@ -232,6 +236,7 @@ const fs_backend fs_cuda_backend = {
     .enough_tokens = 2048,
     .count = count,
     .open = device_open,
+    .check = device_check,
     .close = device_close,
     .computes = computes,
     .alloc = device_alloc,

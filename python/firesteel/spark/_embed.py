@@ -41,7 +41,8 @@ def embed_udf(
     max_errors   share of a partition's rows that may be faulty, judged from its 1,000th row on; more fail the task
 
     null in, null out. An empty string is a text. A row's vector is the same, bit for bit, wherever and with whatever
-    else it is computed. The options are checked here, and so is the model's folder where the driver has it.
+    else it is computed. The options are checked here, as firesteel.Engine checks them, and so is the model's folder
+    where the driver has it. Which devices an executor has, it alone can tell, in the task.
 
     The function is an iterator arrow_udf from Spark 4.1 on. Before, it is an iterator pandas_udf, and the way of the
     vectors through pandas costs some 60 us a row: `firesteel.score` has no such cost on any Spark.

@@ -2,6 +2,8 @@
 
 A Python exception in a task costs Spark's four tries, so whatever the driver can know is an error here, at once. Where
 it can see the model's folder that includes the checkpoint's own faults: only headers are read, no device is touched.
+Options of the engine go through the checks of firesteel.Engine itself, so they fail with its sentences; only what the
+devices of an executor decide is left to the task.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from difflib import get_close_matches
 from .. import _core
 from .._core import ConfigError, RequestError
 from ..checkpoint import Checkpoint, pooling_modes
+from ..options import engine_options
 from ._worker import ignore_keys_of_session
 
 OUTPUTS = ("all", "first", "last", "mean")
@@ -64,7 +67,7 @@ def _job(
     refuse_unknown(said_by, options, [*request, *engine, *faults])
     for part in (engine, request, faults):
         part |= {name: value for name, value in options.items() if name in part}
-    _check_engine(engine)
+    engine_options(**engine)
     check(request)
     details, on_error, max_errors = faults.values()
     if not isinstance(details, bool):
@@ -77,7 +80,7 @@ def _job(
         raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
     return Job(
         task=task,
-        model=_check_model(model, request),
+        model=_check_model(model, request, engine),
         engine=tuple(sorted((name, _frozen(value)) for name, value in engine.items())),
         request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
         details=details,
@@ -96,22 +99,6 @@ def refuse_unknown(said_by: str, given: Sequence[str] | dict[str, object], known
 
 def _frozen(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_engine(engine: dict[str, object]) -> None:
-    from ..engine import byte_count, string_tuple  # the very checks that Engine makes
-
-    string_tuple("devices", engine["devices"])
-    dtype, path, threads = engine["dtype"], engine["cpu_path"], engine["threads"]
-    if not isinstance(engine["parallel"], str):
-        raise ConfigError(f'parallel is {engine["parallel"]!r}; a string such as "replicate" or "split" belongs there')
-    if dtype not in ("auto", "fp32", "fp16", "bf16"):
-        raise ConfigError(f'dtype is {dtype!r}; "auto", "fp32", "fp16" or "bf16" belongs there')
-    if path is not None and path not in (paths := [name for name, _ in _core.host()["paths"]]):
-        raise ConfigError(f"cpu_path is {path!r}; {', '.join(paths)} or None belongs there")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise ConfigError(f"threads is {threads!r}; a whole number from 1 on, or None, belongs there")
-    byte_count(engine["max_memory"])
 
 
 def _check_embed(request: dict[str, object]) -> None:
@@ -142,7 +129,7 @@ def _check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
 
 
-def _check_model(model: str | os.PathLike[str], request: dict[str, object]) -> str:
+def _check_model(model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object]) -> str:
     """The model's absolute path. A folder that this machine does not have is left to the workers, which may have it."""
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
         raise ConfigError(f"model is {model!r}; the path of a model folder belongs there")
@@ -152,6 +139,7 @@ def _check_model(model: str | os.PathLike[str], request: dict[str, object]) -> s
     with ignore_keys_of_session():
         checkpoint = Checkpoint.open(path)
         _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
+        engine_options(**engine, config=checkpoint.config)
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
     length, dimensions = request["max_length"], request.get("dimensions")
     if length and type(positions) is int and length > positions:
