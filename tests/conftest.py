@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +25,7 @@ def software_driver() -> str:
     """The CUDA driver in software, made once for all runs of this checkout."""
     from softcuda import build
 
-    return str(build.build(Path(__file__).parent.parent / "build" / "softcuda"))
+    return str(build.build(HERE.parent / "build" / "softcuda"))
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +66,24 @@ def software_gpu(software_driver, monkeypatch) -> None:
     monkeypatch.setenv("FIRESTEEL_LIBCUDA", software_driver)
     monkeypatch.setenv("FIRESTEEL_LIBNCCL", software_driver)
     monkeypatch.setenv("FIRESTEEL_LIBCUBLASLT", "off")
+
+
+@pytest.fixture(scope="session")
+def on_gpus(software_driver):
+    """Runs code in a Python with four GPUs in software; returns what it printed."""
+
+    def run(code: str, *arguments: str, **environment: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("FIRESTEEL_", "SOFTCUDA_"))}
+        soft = {"FIRESTEEL_LIBCUDA": software_driver, "FIRESTEEL_LIBNCCL": software_driver, "SOFTCUDA_DEVICES": "4"}
+        path = os.pathsep.join([str(HERE), clean.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env=clean | soft | {"PYTHONPATH": path} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run

@@ -7,7 +7,6 @@ from __future__ import annotations
 import doctest
 import inspect
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,12 +16,11 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
+import tiny_torch
 from firesteel import ConfigError, OutOfMemory, _core
-from firesteel.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-HERE = Path(__file__).parent
 CPUS = tuple(f"cpu:{i}" for i in range(4))
 LAYERS = 4
 ROWS = tiny.rows(31, (1, 2, 3, 5, 8, 8, 13, 21, 34, 55, 64, 64, 40, 7))
@@ -81,34 +79,6 @@ def test_tensor_groups_repeat_their_bits(folder, alone, parallel):
             assert "tensor" in engine.numerics
     assert same(*found)
     assert tiny.error_per_row(found[0], alone) < 1e-5
-
-
-@st.composite
-def placements(draw) -> tuple[tuple[str, ...], tuple[tuple[int, int, tuple[int, ...]], ...]]:
-    """Devices, and stages of one to three replicas that are cut and placed anyhow."""
-    devices = draw(st.integers(1, 4))
-    stages = []
-    for _ in range(draw(st.integers(1, 3))):
-        cuts = sorted(draw(st.sets(st.integers(1, LAYERS - 1))) | {0, LAYERS})
-        places = draw(st.lists(st.integers(0, devices - 1), min_size=len(cuts) - 1, max_size=len(cuts) - 1))
-        stages += [(first, last, (at,)) for first, last, at in zip(cuts, cuts[1:], places, strict=False)]
-    return CPUS[:devices], tuple(stages)
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(placement=placements())
-def test_any_plan_keeps_the_bits(folder, alone, placement):
-    devices, stages = placement
-    checkpoint = Checkpoint.open(folder)
-    engine = _core.Engine(
-        config=checkpoint.config, tensors=checkpoint.tensors, files=checkpoint.files, devices=devices, plan=stages
-    )
-    ids = np.concatenate(ROWS)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ROWS])]).astype(np.int64)
-    out = np.full(alone.shape, np.nan, np.float32)
-    assert engine.submit(ids, offsets, out, task="embed", pooling=("mean",)).wait(60)
-    engine.close()
-    assert same(out, alone)
 
 
 # --- streamed layers
@@ -209,6 +179,10 @@ SHAPES = [
     dict(layers=4, hidden=48, heads=4, inner=100),
     dict(layers=6, hidden=192, heads=12, inner=768, positions=512),
 ]
+DECODERS = {
+    "features": dict(num_decoder_layers=3, dim_feedforward=400, causal_targets=True),
+    "ids, norm first": dict(num_encoder_layers=1, vocab_size=160, norm_first=True),
+}
 WAYS = [
     ("auto", 1),
     ("replicate", 2),
@@ -225,14 +199,15 @@ def where(placement: firesteel.Placement) -> list[list[tuple[int, int, tuple[str
 
 def compare(folder: str, kind: str, dtype: str = "auto") -> list[str]:
     """Devices on which an engine's peak is not what plan() said, by more than 5 %, over all WAYS that go."""
-    wrong, layers = [], json.loads((Path(folder) / "config.json").read_text())["num_hidden_layers"]
+    wrong, config = [], json.loads((Path(folder) / "config.json").read_text())
+    layers, rows, targets = tiny_torch.inputs(config, 31, tuple(map(len, SHORT)))
     for parallel, count in WAYS:
         if "split" in parallel and layers < 2:
             continue
         devices = [f"{kind}:{i}" for i in range(count)]
         said = firesteel.plan(folder, devices=devices, memory="900MiB", parallel=parallel, dtype=dtype)
         with firesteel.Engine(folder, devices=devices, parallel=parallel, dtype=dtype, max_memory="900MiB") as engine:
-            engine.embed(SHORT)
+            engine.hidden_states(rows, targets)
             measured = engine.stats()["devices"]
             assert where(engine.placement) == where(said)
         wrong += [
@@ -248,33 +223,29 @@ def test_predicted_bytes_are_the_measured_ones_on_cpus(tmp_path, shape):
     assert compare(str(tiny.write(tmp_path / "model", **shape)), "cpu") == []
 
 
-@pytest.fixture(scope="module")
-def on_gpus(software_driver):
-    """Runs code in a Python with four GPUs in software; returns what it printed."""
+@pytest.mark.parametrize("tokens", ["2048", "64"])
+@pytest.mark.parametrize("case", DECODERS)
+def test_predicted_bytes_with_a_decoder_are_the_measured_ones_on_cpus(tmp_path, monkeypatch, case, tokens):
+    """Of large batches, and of weights that take more than what runs through them."""
+    monkeypatch.setenv("FIRESTEEL_BATCH_TOKENS", tokens)
+    assert compare(str(tiny_torch.write(tmp_path / "model", "transformer", **DECODERS[case])), "cpu") == []
 
-    def run(code: str, *arguments: str, **environment: str) -> str:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("FIRESTEEL_", "SOFTCUDA_"))}
-        soft = {"FIRESTEEL_LIBCUDA": software_driver, "FIRESTEEL_LIBNCCL": software_driver, "SOFTCUDA_DEVICES": "4"}
-        path = os.pathsep.join([str(HERE), clean.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        ran = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            env=clean | soft | {"PYTHONPATH": path} | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
 
-    return run
+COMPARE = "import sys, test_plan; print(test_plan.compare(sys.argv[1], 'cuda', sys.argv[2]))"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=lambda shape: f"{shape['layers']}x{shape['hidden']}")
 def test_predicted_bytes_are_the_measured_ones_on_gpus(on_gpus, tmp_path, shape, dtype):
     model = str(tiny.write(tmp_path / "model", **shape))
-    code = "import sys, test_plan; print(test_plan.compare(sys.argv[1], 'cuda', sys.argv[2]))"
-    assert on_gpus(code, model, dtype) == "[]\n"
+    assert on_gpus(COMPARE, model, dtype) == "[]\n"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", DECODERS)
+def test_predicted_bytes_with_a_decoder_are_the_measured_ones_on_gpus(on_gpus, tmp_path, case, dtype):
+    model = str(tiny_torch.write(tmp_path / "model", "transformer", **DECODERS[case]))
+    assert on_gpus(COMPARE, model, dtype) == "[]\n"
 
 
 FOUR_GPUS = """

@@ -139,3 +139,13 @@ def rows(
     kind, target_kind = takes(settings)
     target_lengths = lengths[::-1] if target_lengths is None else target_lengths
     return side(kind, settings, seed, lengths), side(target_kind, settings, seed + 1, target_lengths)
+
+
+def inputs(
+    settings: dict[str, object], seed: int, lengths: tuple[int, ...], target_lengths: tuple[int, ...] | None = None
+) -> tuple[int, list[np.ndarray], list[np.ndarray] | None]:
+    """Layers, rows and targets of one of these modules, or of a BERT of tiny.py."""
+    if settings["model_type"] == "bert":
+        return settings["num_hidden_layers"], tiny.rows(seed, lengths), None
+    layers = settings["num_encoder_layers"] + settings["num_decoder_layers"]  # of a transformer
+    return layers, *rows(settings, seed, lengths, target_lengths)

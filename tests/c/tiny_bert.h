@@ -151,7 +151,8 @@ static inline fs_tensor *tiny_find(tiny_bert *t, const char *name) {
     exit(2);
 }
 
-static inline void tiny_open(tiny_bert *t, const tiny_shape *shape) {
+/* No keys and no tensors yet; each file begins with what would be its header's length. */
+static inline void tiny_files(tiny_bert *t, const tiny_shape *shape) {
     *t = (tiny_bert){ .shape = *shape };
     t->c = (fs_checkpoint){ .name = "tiny", .keys = t->keys, .tensors = t->tensors, .files = t->files };
     for (int i = 0; i < shape->files; i++) {
@@ -163,6 +164,10 @@ static inline void tiny_open(tiny_bert *t, const tiny_shape *shape) {
         t->file_bytes[i] = sizeof header;
     }
     t->c.file_count = shape->files;
+}
+
+static inline void tiny_open(tiny_bert *t, const tiny_shape *shape) {
+    tiny_files(t, shape);
     tiny_text(t, "model_type", "bert");
     tiny_int(t, "num_hidden_layers", shape->L);
     tiny_int(t, "hidden_size", shape->D);
