@@ -64,6 +64,7 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_embed.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/start.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/placement.py $(BENCH_FLAGS)
+	@$(REFERENCE)/bin/python benchmarks/manager.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
 
 sanitize:

@@ -3,7 +3,7 @@
     python benchmarks/spark_embed.py [--method NAME ...] [--threads 2] [--rows 6000] [--repeats 3] [--save]
 
     engine         firesteel.Engine in one process with all the threads, no Spark: what Spark could reach at best
-    embed_udf      firesteel.embed_udf as a column function
+    embed_udf      firesteel.embed_udf as a column function, an engine in each worker (manager=False)
     score          firesteel.score, through mapInArrow
     pandas_udf     sentence-transformers in an iterator pandas_udf, Spark's 10,000-row batches, rows sorted inside
     predict_batch  sentence-transformers in predict_batch_udf(batch_size=64)
@@ -38,7 +38,7 @@ def scored(method: str, df, model: str):
     if method in ("embed_udf", "score"):
         import firesteel
 
-        udf = firesteel.embed_udf(model)
+        udf = firesteel.embed_udf(model, manager=False)
         return (
             df.withColumn("v", udf("text")) if method == "embed_udf" else firesteel.score(df, udf, "text", output="v")
         )

@@ -32,6 +32,7 @@ def software_driver() -> str:
 def spark(tmp_path_factory):
     """One local[2] Spark session for the whole run, whose workers are this very Python."""
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ["FIRESTEEL_MANAGER_DIR"] = str(tmp_path_factory.mktemp("m"))
     from pyspark.sql import SparkSession
 
     session = (

@@ -316,7 +316,7 @@ class Task:
 
 def test_an_engine_is_kept_as_long_as_its_content_is_the_same(kept, tmp_path):
     model = str(tiny.write(tmp_path / "model"))
-    plain, other = embed_job(model).engine, embed_job(model, threads=1).engine
+    plain, other = embed_job(model, manager=False).engine, embed_job(model, threads=1, manager=False).engine
     with _worker.attach(model, plain) as first, _worker.attach(model, plain) as again:
         assert first is again
     with _worker.attach(model, other) as different:
@@ -330,7 +330,7 @@ def test_an_engine_is_kept_as_long_as_its_content_is_the_same(kept, tmp_path):
 
 def test_engines_in_use_are_never_closed(kept, tmp_path):
     models = [str(tiny.write(tmp_path / str(number), seed=number)) for number in range(6)]
-    options = embed_job(models[0]).engine
+    options = embed_job(models[0], manager=False).engine
     with _worker.attach(models[0], options) as first:
         for model in models[1:]:
             with _worker.attach(model, options):
@@ -342,7 +342,7 @@ def test_engines_in_use_are_never_closed(kept, tmp_path):
 def test_a_failed_opening_is_not_kept(kept, tmp_path):
     for _ in range(2):
         with pytest.raises(firesteel.CheckpointError, match="no such folder"):
-            with _worker.attach(str(tmp_path / "missing"), embed_job(str(tmp_path / "missing")).engine):
+            with _worker.attach(str(tmp_path / "missing"), embed_job(str(tmp_path / "missing"), manager=False).engine):
                 pass
     assert _worker._engines == {}
 
@@ -366,7 +366,7 @@ def test_threads_option_over_conf_over_environment_over_task_cpus(
     monkeypatch.setattr(_worker, "_task", lambda: None if cpus is None else Task(cpus, **properties))
     if environment is not None:
         monkeypatch.setenv("FIRESTEEL_THREADS", environment)
-    with _worker.attach(model, embed_job(model, threads=option).engine):
+    with _worker.attach(model, embed_job(model, threads=option, manager=False).engine):
         assert kept[-1][1]["threads"] == threads
 
 
@@ -381,12 +381,12 @@ def test_knobs_of_the_session_count_only_while_an_engine_opens(kept, model, monk
         "__init__",
         lambda *a, **k: (seen.append(os.environ.get("FIRESTEEL_BATCH_TOKENS")), opening(*a, **k))[1],
     )
-    with _worker.attach(model, embed_job(model).engine):
+    with _worker.attach(model, embed_job(model, manager=False).engine):
         assert seen == ["256"] and "FIRESTEEL_BATCH_TOKENS" not in os.environ
 
 
 def test_two_threads_that_want_one_engine_open_it_once(kept, model):
-    options, found = embed_job(model).engine, []
+    options, found = embed_job(model, manager=False).engine, []
 
     def use():
         with _worker.attach(model, options) as engine:

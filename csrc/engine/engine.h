@@ -74,6 +74,8 @@ fs_status fs_job_wait(fs_job *j, double seconds, int *done);
 int64_t fs_job_errors(fs_job *j, const fs_row_error **out);
 /* When it returns, nothing of the job is touched any more; wait then answers FS_CANCELLED unless it had finished. */
 void fs_job_cancel(fs_job *j);
+/* As cancel, without waiting: the job finishes once its rows that are on a device have landed. */
+void fs_job_stop(fs_job *j);
 void fs_job_free(fs_job *j); /* cancels; NULL is fine; before or after fs_engine_close */
 
 int fs_engine_fd(const fs_engine *e); /* eventfd: readable when a job has finished since it was last read */

@@ -372,17 +372,21 @@ int64_t fs_job_errors(fs_job *j, const fs_row_error **out) {
     return j->error_count;
 }
 
-void fs_job_cancel(fs_job *j) {
+static void cancel(fs_job *j, int wait) {
     fs_engine *e = j->engine;
     if (e->pid != getpid()) return;
     pthread_mutex_lock(&e->lock);
     if (!atomic_load(&j->finished)) {
         fs_error error = { .status = FS_CANCELLED, .text = "the request was cancelled before it finished" };
         fs_job_fail(j, &error);
-        await(j, -1);
+        if (wait) await(j, -1);
     }
     pthread_mutex_unlock(&e->lock);
 }
+
+void fs_job_cancel(fs_job *j) { cancel(j, 1); }
+
+void fs_job_stop(fs_job *j) { cancel(j, 0); }
 
 void fs_job_free(fs_job *j) {
     if (!j || j->engine->pid != getpid()) return; /* a fork's copy is left alone: its lock may be held forever */

@@ -107,9 +107,12 @@ static void engine_shut(fs_py_engine *self) {
 }
 
 PyDoc_STRVAR(close_doc, "close()\n--\n\nFails what is unfinished, ends the threads, gives all memory back. "
-                        "A second call does nothing.");
+                        "A second call does nothing. RequestError while a Server serves it.");
 
 static PyObject *engine_close(PyObject *object, PyObject *Py_UNUSED(none)) {
+    if (((fs_py_engine *)object)->served)
+        return fs_py_raise(PyType_GetModuleState(Py_TYPE(object)),
+                           fs_fail(FS_REQUEST, "this engine is served by a Server; retire its model there first"));
     engine_shut((fs_py_engine *)object);
     Py_RETURN_NONE;
 }
@@ -134,71 +137,31 @@ PyDoc_STRVAR(
     "change until the job has finished. Wrong rows become Job.errors; wrong arguments raise RequestError, arrays of\n"
     "another type TypeError, offsets that do not fit ValueError.");
 
-/* Tokens and their offsets, which must end where the tokens do. */
-static int side_from(fs_tokens *out, int64_t *rows, PyObject *tokens, PyObject *offsets, const char *what,
-                     const char *offsets_name) {
-    Py_ssize_t count, offset_count;
-    if (fs_py_tokens(tokens, what, out, &count) < 0 ||
-        fs_py_int64_array(offsets, offsets_name, &out->offsets, &offset_count) < 0)
-        return -1;
-    if (offset_count < 1 || out->offsets[0] != 0 || out->offsets[offset_count - 1] != count) {
-        PyErr_Format(PyExc_ValueError, "%s must run from 0 to the %zd tokens, with one more entry than rows",
-                     offsets_name, count);
-        return -1;
-    }
-    *rows = offset_count - 1;
-    return 0;
-}
+static fs_status job_wait(void *job, double seconds, int *done) { return fs_job_wait(job, seconds, done); }
+static int64_t job_errors(void *job, const fs_row_error **out) { return fs_job_errors(job, out); }
+static void job_cancel(void *job) { fs_job_cancel(job); }
+static void job_free(void *job) { fs_job_free(job); }
 
-static int targets_from(fs_request *request, PyObject *targets, PyObject *offsets) {
-    int64_t rows;
-    if (targets == Py_None && offsets == Py_None) return 0;
-    if (side_from(&request->targets, &rows, targets, offsets, "targets", "target_offsets") < 0) return -1;
-    if (rows == request->rows) return 0;
-    PyErr_Format(PyExc_ValueError, "there are %lld targets and %lld rows; each row has one", (long long)rows,
-                 (long long)request->rows);
-    return -1;
-}
+static const fs_py_job_kind local = { job_wait, job_errors, job_cancel, job_free, NULL };
 
 static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "rows",           "offsets", "out",       "task",       "targets",
-                             "target_offsets", "pooling", "normalize", "dimensions", NULL };
     fs_py_engine *self = (fs_py_engine *)object;
     fs_py_state *state = PyType_GetModuleState(Py_TYPE(object));
-    PyObject *rows, *offsets, *out, *targets = Py_None, *target_offsets = Py_None, *pooling = NULL, *arrays, *result;
-    const char *task = NULL;
-    int normalize = 0;
-    long long dimensions = 0;
-    Py_ssize_t out_count;
-    fs_request request = { 0 };
+    PyObject *keep, *result;
+    fs_request request;
     fs_job *job = NULL;
     fs_status st;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$sOOOpL", names, &rows, &offsets, &out, &task, &targets,
-                                     &target_offsets, &pooling, &normalize, &dimensions))
-        return NULL;
-    if (!task) {
-        PyErr_SetString(PyExc_TypeError, "submit needs task='embed' or task='hidden_states'");
-        return NULL;
-    }
-    if (side_from(&request.source, &request.rows, rows, offsets, "rows", "offsets") < 0 ||
-        targets_from(&request, targets, target_offsets) < 0 ||
-        fs_py_float_out(out, "out", &request.out, &out_count) < 0 ||
-        fs_py_task_from(&request.task, task, pooling, normalize, dimensions) < 0)
-        return NULL;
-    request.out_floats = out_count;
-    arrays = PyTuple_Pack(5, rows, offsets, out, targets, target_offsets);
-    if (!arrays) return NULL;
+    if (fs_py_request_from(&request, &keep, args, kwargs) < 0) return NULL;
     if (fs_py_engine_enter(state, self) < 0) {
-        Py_DECREF(arrays);
+        Py_DECREF(keep);
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     st = fs_engine_submit(self->engine, &request, &job);
     Py_END_ALLOW_THREADS
     fs_py_engine_leave(self);
-    result = st == FS_OK ? fs_py_job_new(state, self, job, arrays) : fs_py_raise(state, st);
-    if (!result && job) fs_job_free(job);
-    Py_DECREF(arrays);
+    result = st == FS_OK ? fs_py_job_new(state, &local, job, self, keep) : fs_py_raise(state, st);
+    Py_DECREF(keep);
     return result;
 }
 

@@ -1,4 +1,5 @@
-/* job_type.c - firesteel._core.Job: rows that were submitted. Keeps the engine and the arrays alive while C uses them. */
+/* job_type.c - firesteel._core.Job: rows that were submitted, to an engine or to a manager. Keeps the engine and the
+ * arrays alive while C uses them. */
 #include "py/py.h"
 
 #include <math.h>
@@ -7,29 +8,34 @@
 
 typedef struct {
     PyObject_HEAD
-    fs_job *job;
-    fs_py_engine *engine;
-    PyObject *arrays; /* tuple: ids, offsets, out */
+    const fs_py_job_kind *kind;
+    void *job;
+    fs_py_engine *engine; /* NULL: a manager's */
+    PyObject *keep;
 } job_object;
 
-PyObject *fs_py_job_new(fs_py_state *state, fs_py_engine *engine, fs_job *job, PyObject *arrays) {
+PyObject *fs_py_job_new(fs_py_state *state, const fs_py_job_kind *kind, void *job, fs_py_engine *engine,
+                        PyObject *keep) {
     job_object *self = PyObject_New(job_object, (PyTypeObject *)state->JobType);
-    if (!self) return NULL;
+    if (!self) {
+        kind->free(job);
+        return NULL;
+    }
+    self->kind = kind;
     self->job = job;
-    self->engine = (fs_py_engine *)Py_NewRef((PyObject *)engine);
-    self->arrays = Py_NewRef(arrays);
+    self->engine = (fs_py_engine *)Py_XNewRef((PyObject *)engine);
+    self->keep = Py_NewRef(keep);
     return (PyObject *)self;
 }
 
 static void job_dealloc(PyObject *object) {
     job_object *self = (job_object *)object;
     PyTypeObject *type = Py_TYPE(object);
-    fs_job *job = self->job;
     Py_BEGIN_ALLOW_THREADS
-    fs_job_free(job);
+    self->kind->free(self->job);
     Py_END_ALLOW_THREADS
     Py_XDECREF((PyObject *)self->engine);
-    Py_XDECREF(self->arrays);
+    Py_XDECREF(self->keep);
     PyObject_Free(object);
     Py_DECREF((PyObject *)type);
 }
@@ -38,11 +44,11 @@ static void job_dealloc(PyObject *object) {
 static int wait_slice(job_object *self, fs_py_state *state, double seconds) {
     int done = 0;
     fs_status st;
-    if (fs_py_engine_enter(state, self->engine) < 0) return -1;
+    if (self->engine && fs_py_engine_enter(state, self->engine) < 0) return -1;
     Py_BEGIN_ALLOW_THREADS
-    st = fs_job_wait(self->job, seconds, &done);
+    st = self->kind->wait(self->job, seconds, &done);
     Py_END_ALLOW_THREADS
-    fs_py_engine_leave(self->engine);
+    if (self->engine) fs_py_engine_leave(self->engine);
     if (st != FS_OK) {
         fs_py_raise(state, st);
         return -1;
@@ -53,7 +59,7 @@ static int wait_slice(job_object *self, fs_py_state *state, double seconds) {
 PyDoc_STRVAR(wait_doc,
              "wait(timeout=-1.0)\n--\n\n"
              "True when the job has finished, False when `timeout` seconds (< 0: no limit) ran out before.\n\n"
-             "Raises what failed the job: DeviceError, OutOfMemory, or RequestError after a cancel.\n"
+             "Raises what failed the job: DeviceError, OutOfMemory, ManagerError, or RequestError after a cancel.\n"
              "Lets other threads run; Ctrl-C interrupts it.");
 
 static PyObject *job_wait(PyObject *object, PyObject *args, PyObject *kwargs) {
@@ -80,16 +86,17 @@ PyDoc_STRVAR(cancel_doc, "cancel()\n--\n\nTakes the job's rows back. When it ret
                          "wait() then raises RequestError, unless the job had finished.");
 
 static PyObject *job_cancel(PyObject *object, PyObject *Py_UNUSED(none)) {
-    fs_job *job = ((job_object *)object)->job;
+    job_object *self = (job_object *)object;
     Py_BEGIN_ALLOW_THREADS
-    fs_job_cancel(job);
+    self->kind->cancel(self->job);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
 static PyObject *job_errors(PyObject *object, void *Py_UNUSED(closure)) {
     const fs_row_error *errors;
-    int64_t n = fs_job_errors(((job_object *)object)->job, &errors);
+    job_object *self = (job_object *)object;
+    int64_t n = self->kind->errors(self->job, &errors);
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (int64_t i = 0; list && i < n; i++) {
         PyObject *item =
@@ -97,6 +104,11 @@ static PyObject *job_errors(PyObject *object, void *Py_UNUSED(closure)) {
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
     }
     return list;
+}
+
+static PyObject *job_hits(PyObject *object, void *Py_UNUSED(closure)) {
+    job_object *self = (job_object *)object;
+    return PyLong_FromLongLong(self->kind->hits ? (long long)self->kind->hits(self->job) : 0);
 }
 
 static PyMethodDef methods[] = {
@@ -108,11 +120,13 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getters[] = {
     { "errors", job_errors, NULL,
       "[(row, code, sentence)] of the rows that were not computed, once the job is finished.", NULL },
+    { "hits", job_hits, NULL, "Rows that a manager knew from before and did not compute, once the job is finished.",
+      NULL },
     { 0 },
 };
 
 static PyType_Slot slots[] = {
-    { Py_tp_doc, (void *)"Rows on their way through an engine; made by Engine.submit." },
+    { Py_tp_doc, (void *)"Rows on their way through an engine; made by Engine.submit or Client.submit." },
     { Py_tp_dealloc, job_dealloc },
     { Py_tp_methods, methods },
     { Py_tp_getset, getters },

@@ -16,6 +16,8 @@ static int module_exec(PyObject *module) {
     if (fs_py_numpy_import() < 0 || fs_py_errors_add(module, state) < 0) return -1;
     if (add_type(module, &fs_py_engine_spec, &state->EngineType) < 0) return -1;
     if (add_type(module, &fs_py_job_spec, &state->JobType) < 0) return -1;
+    if (add_type(module, &fs_py_server_spec, &state->ServerType) < 0) return -1;
+    if (add_type(module, &fs_py_client_spec, &state->ClientType) < 0) return -1;
     return PyModule_AddStringConstant(module, "build", FS_BUILD);
 }
 

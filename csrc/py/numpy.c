@@ -51,6 +51,17 @@ int fs_py_tokens(PyObject *object, const char *what, fs_tokens *out, Py_ssize_t 
     return 0;
 }
 
+PyObject *fs_py_float_array(float *data, Py_ssize_t rows, Py_ssize_t width, PyObject *owner) {
+    npy_intp shape[] = { rows, width };
+    PyObject *array = PyArray_SimpleNewFromData(2, shape, NPY_FLOAT32, data);
+    if (!array) {
+        Py_DECREF(owner);
+        return NULL;
+    }
+    if (PyArray_SetBaseObject((PyArrayObject *)array, owner) < 0) Py_CLEAR(array); /* owner is gone in any case */
+    return array;
+}
+
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count) {
     return read_array(array, NPY_FLOAT32, "float32", what, 1, (void **)data, count);
 }

@@ -16,7 +16,7 @@
 #include "engine/engine.h"
 
 /* X(slot): what the module keeps alive; makes the struct, the visit and the clear. */
-#define FS_PY_STATE(X) X(Error) X(EngineType) X(JobType)
+#define FS_PY_STATE(X) X(Error) X(EngineType) X(JobType) X(ServerType) X(ClientType)
 
 typedef struct {
 #define X(slot) PyObject *slot;
@@ -37,9 +37,23 @@ typedef struct {
     fs_engine *engine;  /* NULL once closed */
     Py_ssize_t users;   /* calls inside it with the GIL let go; changed under the GIL only */
     int closing;
+    int served; /* by a Server, which uses it until it is retired */
 } fs_py_engine;
-extern PyType_Spec fs_py_engine_spec, fs_py_job_spec;
-PyObject *fs_py_job_new(fs_py_state *state, fs_py_engine *engine, fs_job *job, PyObject *arrays);
+extern PyType_Spec fs_py_engine_spec, fs_py_job_spec, fs_py_server_spec, fs_py_client_spec;
+
+/* Whose job it is, and how it is waited for. */
+typedef struct {
+    fs_status (*wait)(void *job, double seconds, int *done);
+    int64_t (*errors)(void *job, const fs_row_error **out);
+    void (*cancel)(void *job);
+    void (*free)(void *job);
+    int64_t (*hits)(const void *job); /* NULL: none */
+} fs_py_job_kind;
+/* The job is the object's. engine: the one it runs in, or NULL; keep: what must live as long. */
+PyObject *fs_py_job_new(fs_py_state *state, const fs_py_job_kind *kind, void *job, fs_py_engine *engine,
+                        PyObject *keep);
+/* submit's arguments as a request, which borrows from them; *keep: a tuple of all arrays. */
+int fs_py_request_from(fs_request *out, PyObject **keep, PyObject *args, PyObject *kwargs);
 /* Raises when the engine is closed; else the engine may be used until fs_py_engine_leave. */
 int fs_py_engine_enter(fs_py_state *state, fs_py_engine *self);
 void fs_py_engine_leave(fs_py_engine *self);
@@ -65,6 +79,8 @@ int fs_py_int64_array(PyObject *array, const char *what, const int64_t **data, P
 /* int32 [T], token ids, or float32 [T, width], features; the offsets of *out are left alone. */
 int fs_py_tokens(PyObject *array, const char *what, fs_tokens *out, Py_ssize_t *count);
 int fs_py_float_out(PyObject *array, const char *what, float **data, Py_ssize_t *count); /* must be writeable */
+/* A float32 array [rows, width] over memory that `owner` (stolen) keeps. */
+PyObject *fs_py_float_array(float *data, Py_ssize_t rows, Py_ssize_t width, PyObject *owner);
 
 /* plan.c: what is told before there is a device. [[{'first_layer', 'last_layer', 'devices'}]], the stages of each replica. */
 PyObject *fs_py_replicas(const fs_plan *plan);

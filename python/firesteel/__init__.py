@@ -1,6 +1,7 @@
 """firesteel scores Spark tables with transformer models: a C engine in a Python extension module.
 
     engine = firesteel.Engine("models/all-MiniLM-L6-v2")          # in this process
+    engine = firesteel.connect("models/all-MiniLM-L6-v2")         # in the manager that this executor's workers share
     vectors = engine.embed(["one row", "another row"])            # float32 [2, 384]
 
     df.withColumn("v", firesteel.embed_udf("models/all-MiniLM-L6-v2")("text"))     # in Spark
@@ -24,6 +25,7 @@ from .engine import Engine
 from .placement import Placement, plan
 
 if TYPE_CHECKING:
+    from .remote import connect
     from .spark import embed_udf, hidden_states_udf, register, score
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "OutOfMemory",
     "Placement",
     "RequestError",
+    "connect",
     "embed_udf",
     "hidden_states_udf",
     "plan",
@@ -48,10 +51,12 @@ _SPARK = ("embed_udf", "hidden_states_udf", "register", "score")
 def __getattr__(name: str) -> object:
     if name in _SPARK:
         return getattr(import_module(".spark", __name__), name)
+    if name == "connect":
+        return import_module(".remote", __name__).connect
     if name == "__version__":
         return import_module("importlib.metadata").version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SPARK})
+    return sorted({*globals(), "connect", *_SPARK})

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -73,22 +73,29 @@ class Engine:
             threads=threads,
             cpu_path=cpu_path,
         )
-        self._checkpoint = checkpoint = Checkpoint.open(model)
-        self._lock = threading.Lock()
-        self._tokenizer: Tokenizer | None = None
+        checkpoint = Checkpoint.open(model)
         tokenizing = threads or os.environ.get("FIRESTEEL_THREADS", "")
         if str(tokenizing).isdecimal() and int(tokenizing) > 0:  # the C side complains about any other value
             set_threads(int(tokenizing))
-        preload = threading.Thread(target=self._preload)  # parsing a vocabulary while the weights are read
-        preload.start()
-        try:
-            self._core = _core.Engine(
+        self._open(
+            checkpoint,
+            lambda: _core.Engine(
                 config=checkpoint.config,
                 tensors=checkpoint.tensors,
                 files=checkpoint.files,
                 name=checkpoint.folder,
                 **options,
-            )
+            ),
+        )
+
+    def _open(self, checkpoint: Checkpoint, open_core: Callable[[], _core.Engine]) -> None:
+        self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        preload = threading.Thread(target=self._preload)  # parsing a vocabulary while the weights are read
+        preload.start()
+        try:
+            self._core = open_core()
         finally:
             preload.join()
         settings = self._core.settings
@@ -324,7 +331,7 @@ class Engine:
         sides = ((rows, self._rows), (targets, self._targets))
         features = [side for side, kind in sides if kind == "features" and isinstance(side, list)]
 
-        pending = Pending(task, len(rows), keep or width)
+        pending = Pending(task, len(rows), keep or width, getattr(self._core, "empty", plain_empty))
         options = {"task": task, "pooling": modes, "normalize": bool(normalize), "dimensions": keep}
         try:
             for begin, end in windows_of(rows, texts, features, self._width):
@@ -372,7 +379,8 @@ class Pending:
     Dropping it without asking for the result cancels what has not run.
     """
 
-    def __init__(self, task: str, rows: int, width: int) -> None:
+    def __init__(self, task: str, rows: int, width: int, empty: Callable[[int, int], np.ndarray]) -> None:
+        self._empty = empty  # [rows, width]: where results are written
         self.tokens = np.zeros(rows, np.int32)
         self.nulls = np.zeros(rows, bool)
         self._task = task
@@ -382,7 +390,7 @@ class Pending:
         self._lock = threading.Lock()
         self._collected: tuple[np.ndarray | list[np.ndarray], list[RowError]] | None = None
         # One array for all windows; rows that are not computed are NaN, so that none is taken for a vector.
-        self._vectors = np.empty((rows, width) if task == "embed" else (0, 0), np.float32)
+        self._vectors = empty(rows, width) if task == "embed" else plain_empty(0, 0)
 
     def result(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
         """Waits. (float32 [rows, dimension], [(row, row code, sentence), ...]); null and faulty rows are NaN.
@@ -424,12 +432,12 @@ class Pending:
             self.tokens[rows] += np.diff(counted).astype(np.int32)
             told = {"targets": window.targets.ids, "target_offsets": counted}
         if self._task != "embed":
-            out = np.empty((int(counted[-1]), self._width), np.float32)
+            out = self._empty(int(counted[-1]), self._width)
         elif count == end - begin:
             out = self._vectors[begin:end]
         else:
             self._vectors[begin:end] = np.nan
-            out = np.empty((count, self._width), np.float32)
+            out = self._empty(count, self._width)
         if count:
             job = core.submit(window.ids, window.offsets, out, **options, **told)
             self._parts.append(_Part(job, rows, counted, out))
@@ -443,7 +451,7 @@ class Pending:
             if self._task != "embed":
                 for row, begin, end in zip(part.rows, part.offsets, part.offsets[1:], strict=False):
                     states[row] = part.out[begin:end]
-            elif part.out.base is not self._vectors:
+            elif not np.may_share_memory(part.out, self._vectors):
                 self._vectors[part.rows] = part.out
             for row, _, _ in failed:
                 self.tokens[row] = 0
@@ -497,3 +505,7 @@ def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
     failure = RequestError(f"{len(errors)} of {len(pending.tokens)} rows cannot be computed: {listed}{rest}")
     failure.rows = errors
     raise failure
+
+
+def plain_empty(rows: int, width: int) -> np.ndarray:
+    return np.empty((rows, width), np.float32)

@@ -192,14 +192,16 @@ def _advice(said: Mapping[str, object]) -> Iterator[str]:
             yield f'For few long rows over NVLink parallel="tensor={degrees[-1]}" may pay; it gives rows other bits.'
     charged = ("weights", "workspace", "staging") if on_host else ("staging",)
     host = sum(device[name] for device in said["devices"] for name in charged) + MARGIN
-    settings = {"spark.executor.memoryOverhead": (f">= {-(-host >> 20)}m", "host memory of a worker with its engine")}
-    if on_host:
-        settings["spark.task.cpus"] = ("= spark.executor.cores", "one task, so one engine, has an executor's cores")
-    else:
+    settings = {
+        "spark.executor.memoryOverhead": (f">= {-(-host >> 20)}m", "host memory of the manager; workers come on top")
+    }
+    if not on_host:
         settings["spark.executor.resource.gpu.amount"] = (f"= {count}", "an executor has all of these GPUs")
-        settings["spark.task.resource.gpu.amount"] = (f"= {count}", "and one task, so one engine, uses them at a time")
-    settings["spark.python.worker.reuse"] = ("= true", "the engine stays loaded from task to task (the default)")
-    yield "Spark, as long as each Python worker holds an engine of its own:"
+        settings["spark.task.resource.gpu.amount"] = (
+            f"= {count} / spark.executor.cores",
+            "and all of its tasks feed them",
+        )
+    yield "Spark, where the tasks of an executor share its manager's engine:"
     for name, (value, meaning) in settings.items():
         yield f"  {name + ' ' + value:45}  {meaning}"
 

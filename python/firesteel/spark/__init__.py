@@ -15,7 +15,7 @@ Only this folder imports pyspark, and only when one of these names is used: the 
     _tasks                     what a task asks of the engine, and makes of the answer
     _window                    how far a worker reads ahead
     _columns                   all Arrow and pandas conversions
-    _worker                    the engines of this worker process; the only place that knows it has its own
+    _worker                    the engines that this worker process uses; the only place that knows where they are
 """
 
 from importlib import import_module

@@ -22,6 +22,7 @@ def embed_udf(
     max_memory: int | str | None = None,
     threads: int | None = None,
     cpu_path: str | None = None,
+    manager: bool = True,
     details: bool = False,
     on_error: str | None = None,
     max_errors: float = 0.5,
@@ -32,7 +33,9 @@ def embed_udf(
     model        folder in Hugging Face layout, there on every executor: config.json, *.safetensors, tokenizer.json
     pooling ... truncate    as in firesteel.Engine.embed
     devices ... cpu_path    as in firesteel.Engine; threads=None: spark.firesteel.threads, else FIRESTEEL_THREADS, else
-                            spark.task.cpus
+                            all cores of the executor, or with manager=False spark.task.cpus
+    manager      True: the model is in the executor's manager, once for all of its tasks, as with firesteel.connect;
+                 False: each worker process has its own
     details      True: struct<result:array<float>, error_code:string, error:string, prompt_tokens:int,
                  completion_tokens:int, finish_reason:string>; finish_reason is "length" where a row fills max_length
                  (its text was cut, unless it just fits), else "stop"
@@ -72,6 +75,7 @@ def embed_udf(
         max_memory=max_memory,
         threads=threads,
         cpu_path=cpu_path,
+        manager=manager,
         details=details,
         on_error=on_error,
         max_errors=max_errors,

@@ -17,8 +17,8 @@ def hidden_states_udf(model: str | os.PathLike[str], output: str = "all", **opti
     output    "all": array<array<float>>, a vector a token; "first", "last", "mean": array<float>, that token's vector
               or the mean of all of them. Tokens are those of the targets where there are targets
     options   max_length, truncate: as in firesteel.Engine.embed; devices and all other options of firesteel.Engine;
-              details, on_error, max_errors: as in embed_udf. A row without tokens has no first, last and mean, which is
-              a fault of the row; so is a token of another width than the model's
+              manager, details, on_error, max_errors: as in embed_udf. A row without tokens has no first, last and
+              mean, which is a fault of the row; so is a token of another width than the model's
 
     null in, null out, whichever of the two columns is null. How Spark calls the function, and how often, is as in
     embed_udf; `firesteel.score` takes it too. Raises ConfigError, RequestError, CheckpointError; the same in a task

@@ -33,7 +33,7 @@ class Job:
 
     task: str
     model: str  # absolute path
-    engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine
+    engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine, and `manager`: whether it is shared
     request: tuple[tuple[str, object], ...]  # options of the task, see _tasks
     details: bool
     on_error: str
@@ -63,12 +63,15 @@ def _job(
     """`request`: the options of the task with their defaults; `options`: what the user said."""
     engine = dict.fromkeys(("devices", "parallel", "dtype"), "auto")
     engine |= dict.fromkeys(("max_memory", "threads", "cpu_path"))
+    shared: dict[str, object] = {"manager": True}
     faults: dict[str, object] = dict(details=False, on_error=None, max_errors=MAX_ERRORS)
-    refuse_unknown(said_by, options, [*request, *engine, *faults])
-    for part in (engine, request, faults):
+    refuse_unknown(said_by, options, [*request, *engine, *shared, *faults])
+    for part in (engine, shared, request, faults):
         part |= {name: value for name, value in options.items() if name in part}
     engine_options(**engine)
     check(request)
+    if not isinstance(shared["manager"], bool):
+        raise ConfigError(f"manager is {shared['manager']!r}; True or False belongs there")
     details, on_error, max_errors = faults.values()
     if not isinstance(details, bool):
         raise ConfigError(f"details is {details!r}; True or False belongs there")
@@ -81,7 +84,7 @@ def _job(
     return Job(
         task=task,
         model=_check_model(model, request, engine),
-        engine=tuple(sorted((name, _frozen(value)) for name, value in engine.items())),
+        engine=tuple(sorted((name, _frozen(value)) for name, value in (engine | shared).items())),
         request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
         details=details,
         on_error=on_error,

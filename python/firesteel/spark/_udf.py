@@ -101,7 +101,7 @@ class ColumnFunction:
 
     def __repr__(self) -> str:
         plain: dict[str, object] = dict.fromkeys(("pooling", "normalize", "devices", "parallel", "dtype"), "auto")
-        plain |= {"truncate": True, "output": "all"}
+        plain |= {"truncate": True, "output": "all", "manager": True}
         given = {name: value for name, value in self.job.engine + self.job.request if value != plain.get(name)}
         said = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"{self.job.task}_udf({self.job.model!r}{said})"

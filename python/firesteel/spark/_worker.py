@@ -1,8 +1,9 @@
-"""The engines of this worker process. The only place that knows that a worker has engines of its own.
+"""The engines that this worker process uses. The only place that knows where they are.
 
     with attach(model, options) as engine: ...
 
-An engine is kept from task to task, as long as the worker lives, under a key made of content: the folder and what its
+By default they are in the executor's manager, which its workers share; with manager=False the worker has its own.
+Either is kept from task to task, as long as the worker lives, under a key made of content: the folder and what its
 files look like, the options, the knobs of the session. Running a cell again loads nothing again; a model that was saved
 anew is loaded anew. Spark may kill a worker at any time: nothing here needs a goodbye.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 from .. import _core
 from ..engine import Engine
+from ..remote import connect
 from ..tokenizer import set_threads
 
 KEPT = 3  # engines that no task is using; the one that was used longest ago goes first
@@ -34,19 +36,26 @@ class _Kept:
 
 @contextmanager
 def attach(model: str, options: tuple[tuple[str, object], ...]) -> Iterator[Engine]:
-    """The engine for `model`, opened if this worker has none yet. Raises whatever firesteel.Engine raises."""
+    """The engine for `model`, opened if this worker has none yet. Raises whatever firesteel.connect raises.
+
+    A worker's own engine has the cores of one task, the manager's those of all; the tokeniser has the task's.
+    """
     knobs = _knobs(_task_property())
     wanted = dict(options)
-    wanted["threads"] = _threads(wanted["threads"], knobs)
-    key = (model, _look(model), tuple(sorted(wanted.items())), tuple(sorted(knobs.items())))
+    threads = _threads(wanted["threads"], knobs)
+    shared = wanted.pop("manager")
+    if not shared:
+        wanted["threads"] = threads
+    open_engine = connect if shared else Engine
+    key = (model, _look(model), shared, tuple(sorted(wanted.items())), tuple(sorted(knobs.items())))
     with _lock:
         kept = _engines.pop(key, None)
         if kept is None:
             _make_room()
             with _environment(knobs):
-                kept = _Kept(Engine(model, **wanted))
-        elif wanted["threads"]:
-            set_threads(wanted["threads"])  # another engine of this worker may have set another number
+                kept = _Kept(open_engine(model, **wanted))
+        if threads:
+            set_threads(threads)  # another engine of this worker may have set another number
         _engines[key] = kept
         kept.users += 1
     try:

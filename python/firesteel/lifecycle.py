@@ -1,0 +1,592 @@
+"""How a worker reaches the device manager of its executor, and starts one where there is none.
+
+    identity()      whose manager it is: the executor's, known by its JVM; where no JVM is to be seen, by other signs
+    find_place()    the files of that manager
+    reach()         a connected socket
+
+A manager's files lie in a directory that only its user may enter, and bear the identity's key:
+
+    KEY.sock        where it listens
+    KEY.lock        locked (flock) by the manager while it lives: whatever races, an identity has one manager
+    KEY.start       locked by the worker that starts one; the others wait instead of starting theirs
+    KEY.suspect     locked by the worker that tries rows which managers may die of
+    KEY.log         what it had to say, KEY.log.1 what it said before
+
+In KEY.lock stands the process that locked it last, in KEY.start the one that was started last: those who wait look at
+what these read and touch, and lose patience only when nothing moves. A killed process leaves files and never a lock, so
+files alone mean nothing. Importing this opens and starts nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import resource
+import select
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic, sleep
+
+from . import _core
+
+SERVICE = "firesteel.service:Service"  # what a manager serves with
+SOCKET_BYTES = 100  # a path must have fewer; Linux itself has room for 107
+TAIL_LINES = 20
+LISTENING, SECOND = "listening", "second"  # a manager's only word to whoever started it
+WITHOUT = "manager=False keeps the engine in this process"
+
+# Spark sets the first to the cores of one task, libraries follow with theirs; the manager works for all tasks.
+_OF_ONE_WORKER = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SECRETS = "PYTHON_WORKER_FACTORY_"  # how a worker talks to its JVM
+# The manager's parent ends at once: no worker has a child it does not know of, and nothing is forked beside threads.
+_LAUNCHER = """
+import os, sys
+pid = os.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+os.write(int(sys.argv[-1]), b"%d " % pid)
+"""
+_STARTS = 3  # managers that listened and were gone before this process could connect
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, and no other that gets its number later."""
+
+    pid: int
+    start: str  # ticks after boot
+
+    @classmethod
+    def read(cls, text: str) -> Process | None:
+        """What str() gave; None for any other text."""
+        pid, _, start = text.partition(":")
+        return cls(int(pid), start) if pid.isdecimal() and start else None
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.start}"
+
+    def gone(self) -> bool:
+        """Whether it has ended, be it that nobody has asked for its exit status yet."""
+        now = look_up(self.pid)
+        return now is None or now.process != self or now.state in "ZX"
+
+
+@dataclass(frozen=True)
+class Looked:
+    process: Process
+    name: str
+    state: str
+    parent: int
+
+
+def look_up(pid: int) -> Looked | None:
+    """What /proc says of a process; None where it says nothing."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            before, _, after = file.read().decode("utf-8", "replace").rpartition(")")
+    except OSError:
+        return None
+    fields = after.split()
+    return Looked(Process(pid, fields[19]), before.partition("(")[2], fields[0], int(fields[1]))
+
+
+def _activity(process: Process | None) -> tuple[object, ...]:
+    """What changes while a process imports, from a slow disk too, and not while it hangs; empty once it is gone."""
+    if process is None or process.gone():
+        return ()
+    fields = _text(f"/proc/{process.pid}/stat").rpartition(")")[2].split()
+    read = _text(f"/proc/{process.pid}/io").partition("\n")[0]
+    return (process, read, *fields[7:11:2])  # page faults, minor and major
+
+
+def find_jvm(pid: int) -> Process | None:
+    """The nearest JVM above process `pid`: its executable is `java`; where that is not to be seen, its name is."""
+    at = look_up(pid)
+    while at is not None and at.parent > 0:
+        at = look_up(at.parent)
+        if at is None:
+            break
+        try:
+            program = os.path.basename(os.readlink(f"/proc/{at.process.pid}/exe")).removesuffix(" (deleted)")
+        except OSError:  # another user's
+            program = at.name
+        if program == "java":
+            return at.process
+    return None
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose manager it is. Processes that find the same key share one manager."""
+
+    kind: str  # "executor": by its JVM; "directories": by SPARK_EXECUTOR_DIRS; "user": no Spark, by user and name
+    key: str  # 16 hexadecimal digits
+    executor: Process | None = None
+
+
+_known: dict[tuple[int, str], Identity] = {}
+
+
+def identity(name: str = "") -> Identity:
+    """The identity of this process; found once, and again after a fork.
+
+    `name` tells managers of one user apart outside Spark; in an executor it means nothing.
+    """
+    here = (os.getpid(), name)
+    if here not in _known:
+        _known[here] = _identity(name)
+    return _known[here]
+
+
+def _identity(name: str) -> Identity:
+    jvm = find_jvm(os.getpid())
+    folders = os.environ.get("SPARK_EXECUTOR_DIRS", "")
+    if jvm is not None:
+        kind, whose = "executor", (str(jvm.pid), jvm.start)
+    elif folders:
+        kind, whose = "directories", (folders,)
+    else:
+        kind, whose = "user", (name,)
+    host = (_text("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid"), _link("/proc/self/ns/net"))
+    python = (sys.implementation.cache_tag, sys.abiflags)
+    parts = (*host, kind, *whose, str(os.geteuid()), *_build(), *python)
+    return Identity(kind, hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16], jvm)
+
+
+def _build() -> tuple[str, ...]:
+    """The build; one from changed sources bears the name of others, so there the file itself counts."""
+    if not _core.build.endswith("-dirty"):
+        return (_core.build,)
+    file = os.stat(_core.__file__)
+    return (_core.build, _core.__file__, str(file.st_size), str(file.st_mtime_ns))
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4096).strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one manager."""
+
+    directory: str
+    key: str
+
+    @property
+    def socket(self) -> str:
+        return self._file("sock")
+
+    @property
+    def lock(self) -> str:
+        return self._file("lock")
+
+    @property
+    def start(self) -> str:
+        return self._file("start")
+
+    @property
+    def log(self) -> str:
+        return self._file("log")
+
+    @property
+    def suspect(self) -> str:
+        return self._file("suspect")
+
+    def _file(self, kind: str) -> str:
+        return f"{self.directory}/{self.key}.{kind}"
+
+
+def find_place(name: str = "") -> Place:
+    """Where the manager of this process is or would be; its directory is made if need be. Raises ManagerError."""
+    place = Place(directory(), identity(name).key)
+    size = len(os.fsencode(place.socket))
+    if size >= SOCKET_BYTES:
+        raise _core.ManagerError(
+            f"{place.socket}: a path of {size} bytes, and the manager's socket must have one of fewer than "
+            f"{SOCKET_BYTES}; set FIRESTEEL_MANAGER_DIR to a shorter directory"
+        )
+    return place
+
+
+def directory() -> str:
+    """The directory of this user's managers, made and checked: his own, mode 0700, no link. Raises ManagerError."""
+    said = os.environ.get("FIRESTEEL_MANAGER_DIR", "")
+    path = os.path.abspath(said) if said else f"{_runtime_directory()}/firesteel-{os.geteuid()}"
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+    except OSError as error:
+        raise _core.ManagerError(
+            f"{path}: the manager's directory cannot be made ({error.strerror}); set FIRESTEEL_MANAGER_DIR to a path "
+            f"of your own, or {WITHOUT}"
+        ) from None
+    problem = _problem(found)
+    if problem:
+        raise _core.ManagerError(
+            f"{path}: the manager's directory must be a directory of user {os.geteuid()} with mode 0700, and this is "
+            f"{problem}; remove or mend it, or set FIRESTEEL_MANAGER_DIR to another path"
+        )
+    return path
+
+
+def _problem(found: os.stat_result) -> str:
+    if stat.S_ISLNK(found.st_mode):
+        return "a symbolic link"
+    if not stat.S_ISDIR(found.st_mode):
+        return "no directory"
+    if found.st_uid != os.geteuid():
+        return f"user {found.st_uid}'s"
+    mode = stat.S_IMODE(found.st_mode) & 0o777
+    return "" if mode == 0o700 else f"one of mode {mode:04o}"
+
+
+def _runtime_directory() -> str:
+    """XDG_RUNTIME_DIR where it is what it should be: su and containers leave it set to another's or to nothing."""
+    path = os.environ.get("XDG_RUNTIME_DIR", "")
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "/tmp"
+    usable = os.path.isabs(path) and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return path if usable and os.access(path, os.W_OK | os.X_OK) else "/tmp"
+
+
+def try_lock(path: str) -> int | None:
+    """The descriptor of a locked file, made if need be; None while another has the lock. Raises ManagerError."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _cannot_lock(path, error) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):  # or whoever had it has removed the file, and this lock is worth nothing
+                if os.path.samestat(os.fstat(fd), os.stat(path)):
+                    return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            os.close(fd)
+            raise _cannot_lock(path, error) from None
+        os.close(fd)
+
+
+def _cannot_lock(path: str, error: OSError) -> _core.ManagerError:
+    return _core.ManagerError(
+        f"{path}: cannot be locked ({error.strerror}); set FIRESTEEL_MANAGER_DIR to a directory on a local disk"
+    )
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One worker of this executor at a time is in here, with rows that managers may die of. Raises ManagerError."""
+    path = find_place().suspect
+    while (fd := try_lock(path)) is None:
+        sleep(0.01)
+    try:
+        yield
+    finally:
+        unlock(fd)
+
+
+def write_process(fd: int, pid: int) -> None:
+    """Notes in a locked file which process it is about; 0: none."""
+    found = look_up(pid)
+    text = str(found.process).encode() if found else b""
+    with suppress(OSError):  # a full disk: those who wait see less
+        os.pwrite(fd, text, 0)
+        os.ftruncate(fd, len(text))
+
+
+def unlock(fd: int) -> None:
+    """Lets go of the lock even where a process forked meanwhile has the descriptor too."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def seconds(knob: str, option: float | None = None) -> float:
+    """A number of seconds: the option, else the environment's, else the knob's default. Raises ConfigError."""
+    preset = next(row["default"] for row in _core.knobs() if row["name"] == knob)
+    said = os.environ.get(f"FIRESTEEL_{knob}") or preset if option is None else option
+    try:
+        value = float(said)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < math.inf:
+        thing = f"FIRESTEEL_{knob}" if option is None else knob.removeprefix("MANAGER_").lower()
+        raise _core.ConfigError(f"{thing} is {said!r}; it takes a number of seconds that is not negative")
+    return value
+
+
+def address_limit() -> str:
+    """What to know of a limit on this process's address space, which the manager inherits; empty without one."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f"RLIMIT_AS leaves it {limit / 2**30:.1f} GiB of addresses, and GPUs and weights need more: unset "
+        f"spark.executor.pyspark.memory (outside Spark: ulimit -v unlimited)"
+    )
+
+
+# --- reaching ---------------------------------------------------------------------------------------------------------
+
+
+def reach(
+    timeout: float | None = 60.0, *, name: str = "", idle_ttl: float | None = None, service: str = SERVICE
+) -> socket.socket:
+    """A blocking SOCK_SEQPACKET socket, connected to the manager of this process, which is started where there is none.
+
+    One that is just ending may still take the connection, and is gone before it answers: reach again.
+
+    `timeout`: seconds without progress of a starting manager, not seconds in all; None: for ever. `idle_ttl`: what a
+    manager started here is told (None: the knob). `service`: the class it serves with, `module:Class`. Raises
+    ManagerError: no directory, another user's socket, a manager that dies or stands still while it starts; ConfigError:
+    a knob that is no number.
+    """
+    place = find_place(name)
+    settings = {
+        "MANAGER_IDLE_TTL": seconds("MANAGER_IDLE_TTL", idle_ttl),
+        "MANAGER_IDLE_UNLOAD": seconds("MANAGER_IDLE_UNLOAD"),
+    }
+    found = _connect(place)
+    if found is None:
+        start = _Start(place, identity(name), timeout, settings, service)
+        try:
+            found = start.wait()
+        finally:
+            start.close()
+    return found
+
+
+def _connect(place: Place) -> socket.socket | None:
+    """None: nobody listens there, or does not take connections. Raises ManagerError."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise _core.ManagerError(f"no unix sockets may be made here ({error.strerror}); {WITHOUT}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # connect waits no longer
+        sock.connect(place.socket)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BlockingIOError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise _core.ManagerError(f"{place.socket}: cannot be connected to ({error.strerror}); {WITHOUT}") from None
+    if uid != os.geteuid():
+        sock.close()
+        raise _core.ManagerError(
+            f"{place.socket}: process {pid} of user {uid} listens there, and this is user {os.geteuid()}; set "
+            f"FIRESTEEL_MANAGER_DIR to a directory of your own"
+        )
+    return sock
+
+
+class _Start:
+    """One process's wait for a manager: for the start lock, for whichever manager starts, for its socket."""
+
+    def __init__(
+        self, place: Place, whose: Identity, timeout: float | None, settings: dict[str, float], service: str
+    ) -> None:
+        self.place, self.whose, self.timeout, self.settings, self.service = place, whose, timeout, settings, service
+        self.since = monotonic()  # of the last progress
+        self.seen: tuple[object, ...] = ()
+        self.lock: int | None = None
+        self.birth: int | None = None  # a pipe: from the launcher the manager's pid, from that its word, then the end
+        self.said = b""
+        self.pid = 0
+        self.launcher = None
+        self.starts = 0
+        self.second = False  # another process had the manager's lock when one was started here
+        self.not_before = 0.0
+        self.log_from = 0
+
+    def wait(self) -> socket.socket:
+        pause = 0.002
+        while True:
+            found = _connect(self.place)
+            if found is not None:
+                return found
+            if self.lock is None:
+                self.lock = try_lock(self.place.start)
+                if self.lock is not None:  # whoever had it may have started one: look again
+                    self.since = monotonic()
+                    continue
+            elif self.birth is None and monotonic() >= self.not_before:
+                self._launch()
+            self._look()
+            if self.birth is None:
+                sleep(pause)
+            elif self._heard(pause):
+                self._judge()
+            pause = min(pause * 1.5, 0.05)
+
+    def close(self) -> None:
+        self._close_birth()
+        if self.lock is not None:
+            unlock(self.lock)
+
+    def _look(self) -> None:
+        """Raises once there was no progress for too long."""
+        processes = [Process.read(_text(path)) for path in (self.place.lock, self.place.start)]
+        seen = tuple(_activity(process) for process in processes)
+        if seen != self.seen:
+            self.seen, self.since = seen, monotonic()
+        elif self.timeout is not None and monotonic() - self.since > self.timeout:
+            alive = [str(process.pid) for process, moves in zip(processes, seen, strict=True) if moves]
+            which = f"process {' or '.join(dict.fromkeys(alive))}" if alive else "no process of it is to be seen"
+            raise self._error(
+                f"does not listen and has shown no progress for {self.timeout:g} s ({which}); end it, wait longer "
+                f"(timeout=), or {WITHOUT}"
+            )
+
+    def _launch(self) -> None:
+        import subprocess
+
+        heard, told = os.pipe2(os.O_CLOEXEC)
+        try:
+            log = os.open(self.place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self.log_from = os.fstat(log).st_size
+                self.launcher = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _LAUNCHER, *self._command(told)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(told,),  # and no other: a worker's sockets close when the worker is gone
+                    cwd="/",
+                    env=self._environment(),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            os.close(heard)
+            raise self._error(f"cannot be started by {sys.executable or 'a Python without a path'} ({error})") from None
+        finally:
+            os.close(told)
+        os.set_blocking(heard, False)
+        self.birth, self.said, self.pid = heard, b"", 0
+
+    def _command(self, told: int) -> list[str]:
+        command = [sys.executable, "-m", "firesteel.manager", "--directory", self.place.directory]
+        command += ["--key", self.place.key, "--kind", self.whose.kind, "--build", _core.build]
+        if self.whose.executor is not None:
+            command += ["--executor", str(self.whose.executor)]
+        return [*command, "--service", self.service, "--told", str(told)]
+
+    def _environment(self) -> dict[str, str]:
+        """This process's, without what concerns one worker. CUDA_VISIBLE_DEVICES goes along as it is: who opens the
+        devices decides what it should be, before the driver is touched."""
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in _OF_ONE_WORKER and not name.startswith(_SECRETS)
+        }
+        environment |= {f"FIRESTEEL_{knob}": str(value) for knob, value in self.settings.items()}
+        path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        if here not in path and here not in _installed():
+            path.append(here)  # a folder that this process alone has on its sys.path
+        if path:
+            environment["PYTHONPATH"] = os.pathsep.join(path)
+        return environment
+
+    def _heard(self, pause: float) -> bool:
+        """Waits a while for the manager; True once it has said all it will say."""
+        poll = select.poll()
+        poll.register(self.birth, select.POLLIN)
+        if not poll.poll(pause * 1000):
+            return False
+        said = os.read(self.birth, 100)
+        self.said += said
+        if self.pid == 0:
+            self.pid = next((int(word) for word in self._words() if word.isdecimal()), 0)
+            if not self.second:  # or starting one after the other would look like progress
+                write_process(self.lock, self.pid)
+        return not said
+
+    def _judge(self) -> None:
+        """The manager has said its word, or has died before that."""
+        self._close_birth()
+        if SECOND in self._words():  # it is starting, or about to end: its progress counts, and no other
+            self.second = True
+            write_process(self.lock, 0)
+            self.not_before = monotonic() + 0.2
+        elif LISTENING in self._words() and self.starts < _STARTS:
+            self.starts += 1
+        elif LISTENING in self._words():
+            raise self._error(f"was started {self.starts} times, listened, and was gone when it was to be connected to")
+        else:
+            raise self._error(f"(process {self.pid}) ended while it was starting")
+
+    def _words(self) -> list[str]:
+        """What was said to its end, in whatever order."""
+        return self.said.decode("ascii", "replace").split(" ")[:-1]
+
+    def _close_birth(self) -> None:
+        if self.birth is not None:
+            os.close(self.birth)
+            self.launcher.wait()
+            self.birth = None
+
+    def _error(self, what: str) -> _core.ManagerError:
+        limit = address_limit()
+        what = f"the device manager {what}" + (f"; {limit}" if limit else "")
+        return _core.ManagerError(f"{what}; {last_lines(self.place.log, self.log_from)}")
+
+
+def _installed() -> list[str]:
+    """Where the manager's Python looks in any case; in PYTHONPATH these would come before Python's own library."""
+    import site
+
+    return [*site.getsitepackages(), site.getusersitepackages()]
+
+
+def last_lines(log: str, start: int = 0) -> str:
+    """`LOG ends:` and its last lines after byte `start`, or that it says nothing."""
+    try:
+        with open(log, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(start if start <= size else 0, size - 16384))  # smaller than it was: begun anew
+            lines = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+    except OSError as error:
+        return f"its log {log} cannot be read ({error.strerror})"
+    if not lines:
+        return f"its log {log} says nothing of it"
+    return "\n    ".join([f"its log {log} ends:", *(line[:300] for line in lines)])

@@ -1,0 +1,160 @@
+"""The manager in Spark: one for all tasks of an executor, one copy of the model in it, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import firesteel
+import numpy as np
+import pytest
+import tiny
+from firesteel import lifecycle
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def teller():
+    """A function for tasks (nested, so that it travels by value): what the executor's manager says of itself."""
+
+    def told(_: object) -> tuple[int, dict]:
+        from firesteel import _core, lifecycle
+        from firesteel.service import build
+
+        client = _core.Client(build(), 20.0)
+        with lifecycle.reach() as socket:
+            client.connect(socket.fileno())
+        time.sleep(0.5)  # so that no worker takes all tasks
+        return lifecycle.identity().executor.pid, json.loads(client.ask(b'{"ask": "stats"}'))
+
+    return told
+
+
+def stats(spark) -> dict:
+    return spark.sparkContext.parallelize([0], 1).map(teller()).collect()[0][1]
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    """A model that no other test has opened."""
+    seed = int.from_bytes(os.urandom(3), "little")
+    return str(tiny.write(tmp_path / "model", seed=seed, layers=3, hidden=48, heads=4, inner=100))
+
+
+def table(spark, rows: int, partitions: int, seed: int = 1):
+    random = np.random.RandomState(seed)
+    ids = [(i, random.randint(1, 60, random.randint(1, 60)).tolist()) for i in range(rows)]
+    return spark.createDataFrame(ids, "id int, ids array<int>").repartition(partitions)
+
+
+def vectors(df, udf) -> dict[int, list[float]]:
+    return {row.id: row.v for row in df.select("id", udf("ids").alias("v")).collect()}
+
+
+def expected(df, folder: str) -> dict[int, list[float]]:
+    rows = df.collect()
+    with firesteel.Engine(folder) as engine:
+        return {row.id: vector.tolist() for row, vector in zip(rows, engine.embed([r.ids for r in rows]), strict=True)}
+
+
+def models_of(there: dict, folder: str) -> list[dict]:
+    return [model for model in there["models"] if model["name"] == folder]
+
+
+def test_all_tasks_share_one_copy(spark, folder):
+    df = table(spark, 400, 6)
+    assert vectors(df, firesteel.embed_udf(folder)) == expected(df, folder)
+    there = stats(spark)
+    assert len(models_of(there, folder)) == 1 and models_of(there, folder)[0]["stats"]["rows"] <= 400
+    assert there["pid"] == stats(spark)["pid"] != os.getpid()
+
+
+def test_a_worker_may_have_its_own(spark, folder):
+    df = table(spark, 50, 2)
+    assert vectors(df, firesteel.embed_udf(folder, manager=False)) == expected(df, folder)
+    assert models_of(stats(spark), folder) == []
+
+
+def test_a_filter_on_the_result_computes_nothing_twice(spark, folder):
+    df = table(spark, 1000, 4)
+    scored = df.withColumn("g", firesteel.embed_udf(folder, details=True)("ids")).where("g.error is null")
+    assert scored.selectExpr("sum(size(g.result)) AS n").collect()[0].n == 48 * 1000
+    model = models_of(stats(spark), folder)[0]
+    assert model["stats"]["rows"] <= 1010
+
+
+def test_a_manager_killed_under_a_job(spark, folder):
+    df = table(spark, 6000, 4, seed=7)
+    pid, killed = stats(spark)["pid"], threading.Event()
+
+    def kill() -> None:
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        killed.set()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    found = vectors(df, firesteel.embed_udf(folder, threads=1))
+    thread.join()
+    assert killed.is_set() and found == expected(df, folder)
+    assert stats(spark)["pid"] != pid
+
+
+def test_chained_columns_do_not_wait_for_each_other(spark, folder):
+    """Two streams in one worker, the second fed by the first."""
+    df = table(spark, 600, 2)
+    first = firesteel.embed_udf(folder)
+    ids = "transform(v, x -> abs(int(x * 10)) % 60)"
+    both = df.select("id", first("ids").alias("v")).selectExpr("id", f"{ids} AS ids")
+    found = {row.id: row.w for row in both.select("id", first("ids").alias("w")).collect()}
+    assert len(found) == 600 and all(len(vector) == 48 for vector in found.values())
+
+
+CLUSTER = """
+import json, os, sys, time
+import firesteel, test_spark_manager as t
+from pyspark.sql import SparkSession
+
+spark = (SparkSession.builder.master("local-cluster[2,2,1024]").config("spark.ui.enabled", "false")
+         .config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+         .config("spark.executor.memory", "512m").getOrCreate())
+spark.sparkContext.setLogLevel("OFF")
+df = t.table(spark, 400, 8)
+assert t.vectors(df, firesteel.embed_udf(sys.argv[1])) == t.expected(df, sys.argv[1])
+seen = spark.sparkContext.parallelize(range(8), 8).map(t.teller()).collect()
+managers = {jvm: {there["pid"] for other, there in seen if other == jvm} for jvm, _ in seen}
+assert len(managers) == 2 and all(len(pids) == 1 for pids in managers.values()), managers
+assert max(len(there["models"]) for _, there in seen) == 1
+pids = [pid for one in managers.values() for pid in one]
+print(json.dumps({"managers": pids, "jvms": list(managers)}), flush=True)
+spark.stop()
+"""
+
+
+def test_one_manager_an_executor_that_ends_with_it(folder, tmp_path):
+    place = tmp_path / "m"
+    path = os.pathsep.join([str(HERE), str(Path(firesteel.__file__).parent.parent)])
+    environment = os.environ | {
+        "PYTHONPATH": path,
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "FIRESTEEL_MANAGER_DIR": str(place),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", CLUSTER, folder], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    said = json.loads(ran.stdout.splitlines()[-1])
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in said["managers"] if lifecycle.look_up(pid) is not None]:
+        assert time.monotonic() < deadline, f"managers {left} outlive their executors"
+        time.sleep(0.1)
+    assert not list(place.glob("*.sock")) and not list(place.glob("*.lock"))
