@@ -311,6 +311,24 @@ def test_many_threads_share_a_connection(folder, own):
     assert wrong == []
 
 
+def test_the_doctor_lists_managers(folder, place):
+    from firesteel import doctor
+
+    assert doctor._managers()[0][0] == "none" and "none has run" in doctor._managers()[0][1]
+    with firesteel.connect(folder) as engine:
+        engine.embed([[1, 2]])
+        (name, text), *others = doctor._managers()
+        assert name == f"process {pid_of(engine)}" and others == []
+        assert "2 workers, 1 rows" in text and folder in text  # the doctor is one of them
+        process = lifecycle.look_up(pid_of(engine)).process
+        os.kill(process.pid, signal.SIGKILL)
+        while not process.gone():
+            time.sleep(0.01)
+    assert "no manager listens" in doctor._managers()[0][1]
+    (place / "old.sock").touch()
+    assert "no manager listens" in doctor._managers()[0][1]
+
+
 # --- nonsense
 
 

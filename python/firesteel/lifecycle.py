@@ -237,8 +237,7 @@ def find_place(name: str = "") -> Place:
 
 def directory() -> str:
     """The directory of this user's managers, made and checked: his own, mode 0700, no link. Raises ManagerError."""
-    said = os.environ.get("FIRESTEEL_MANAGER_DIR", "")
-    path = os.path.abspath(said) if said else f"{_runtime_directory()}/firesteel-{os.geteuid()}"
+    path = directory_path()
     try:
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
@@ -255,6 +254,12 @@ def directory() -> str:
             f"{problem}; remove or mend it, or set FIRESTEEL_MANAGER_DIR to another path"
         )
     return path
+
+
+def directory_path() -> str:
+    """Where it is, or would be."""
+    said = os.environ.get("FIRESTEEL_MANAGER_DIR", "")
+    return os.path.abspath(said) if said else f"{_runtime_directory()}/firesteel-{os.geteuid()}"
 
 
 def _problem(found: os.stat_result) -> str:
@@ -381,7 +386,7 @@ def reach(
         "MANAGER_IDLE_TTL": seconds("MANAGER_IDLE_TTL", idle_ttl),
         "MANAGER_IDLE_UNLOAD": seconds("MANAGER_IDLE_UNLOAD"),
     }
-    found = _connect(place)
+    found = call(place.socket)
     if found is None:
         start = _Start(place, identity(name), timeout, settings, service)
         try:
@@ -391,15 +396,15 @@ def reach(
     return found
 
 
-def _connect(place: Place) -> socket.socket | None:
-    """None: nobody listens there, or does not take connections. Raises ManagerError."""
+def call(path: str) -> socket.socket | None:
+    """Connects to a manager's socket; None: nobody listens there, or does not take connections. Raises ManagerError."""
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as error:
         raise _core.ManagerError(f"no unix sockets may be made here ({error.strerror}); {WITHOUT}") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # connect waits no longer
-        sock.connect(place.socket)
+        sock.connect(path)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 0))
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BlockingIOError):
@@ -407,11 +412,11 @@ def _connect(place: Place) -> socket.socket | None:
         return None
     except OSError as error:
         sock.close()
-        raise _core.ManagerError(f"{place.socket}: cannot be connected to ({error.strerror}); {WITHOUT}") from None
+        raise _core.ManagerError(f"{path}: cannot be connected to ({error.strerror}); {WITHOUT}") from None
     if uid != os.geteuid():
         sock.close()
         raise _core.ManagerError(
-            f"{place.socket}: process {pid} of user {uid} listens there, and this is user {os.geteuid()}; set "
+            f"{path}: process {pid} of user {uid} listens there, and this is user {os.geteuid()}; set "
             f"FIRESTEEL_MANAGER_DIR to a directory of your own"
         )
     return sock
@@ -439,7 +444,7 @@ class _Start:
     def wait(self) -> socket.socket:
         pause = 0.002
         while True:
-            found = _connect(self.place)
+            found = call(self.place.socket)
             if found is not None:
                 return found
             if self.lock is None:
@@ -511,13 +516,18 @@ class _Start:
         return [*command, "--service", self.service, "--told", str(told)]
 
     def _environment(self) -> dict[str, str]:
-        """This process's, without what concerns one worker. CUDA_VISIBLE_DEVICES goes along as it is: who opens the
-        devices decides what it should be, before the driver is touched."""
+        """This process's, without what concerns one worker, and with the executor's GPUs."""
+        from .gpus import VARIABLE, visible
+
         environment = {
             name: value
             for name, value in os.environ.items()
             if name not in _OF_ONE_WORKER and not name.startswith(_SECRETS)
         }
+        shown = visible(self.whose.executor)
+        environment.pop(VARIABLE, None)
+        if shown is not None:
+            environment[VARIABLE] = shown
         environment |= {f"FIRESTEEL_{knob}": str(value) for knob, value in self.settings.items()}
         path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -88,7 +88,7 @@ def prepare(
         raise BadFile(f"--output-column is {output!r}, which the input already has; choose another")
     _check_target(source, target, force)
     first = [""] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
-    engine = Engine(job.model, **dict(job.engine))
+    engine = Engine(job.model, **job.own_engine())
     try:
         # A row of text, so that what only the open model and its tokenizer know about the options is said now.
         engine.start_embed(first, **dict(job.request)).result()

@@ -169,7 +169,7 @@ def _answer(job: Job, path: str) -> None:
     table = pq.read_table(path)
     names, texts = table["name"].to_pylist(), table["text"].to_pylist()
     matrix = np.stack(table["vector"].combine_chunks().to_numpy(zero_copy_only=False))  # float32 [rows, D]
-    with Engine(job.model, **dict(job.engine)) as engine:
+    with Engine(job.model, **job.own_engine()) as engine:
         questions = engine.embed(QUESTIONS, **dict(job.request))
     for question, scores in zip(QUESTIONS, questions @ matrix.T, strict=True):
         print(f"\n{question}")

@@ -39,6 +39,10 @@ class Job:
     on_error: str
     max_errors: float
 
+    def own_engine(self) -> dict[str, object]:
+        """The options of an engine in this process."""
+        return {name: value for name, value in self.engine if name != "manager"}
+
 
 def embed_job(model: str | os.PathLike[str], *, said_by: str = "embed_udf", **options: object) -> Job:
     """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
