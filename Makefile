@@ -6,6 +6,7 @@ VENV         := .venv
 REFERENCE    := .venv-reference
 LINT         := .venv-lint
 FUZZ_SECONDS ?= 600
+CHAOS_ROUNDS ?= 200
 BENCH_FLAGS  ?=
 # The CPU build of torch is enough. Where the package index carries only the CUDA build, which brings gigabytes with it,
 # let TORCH name a CPU-only wheel: make test-reference TORCH=./torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
@@ -27,7 +28,7 @@ PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
-.PHONY: softcuda-full mutations gpu-check gpu-check-pack
+.PHONY: softcuda-full chaos mutations gpu-check gpu-check-pack
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -40,6 +41,7 @@ help:
 	@echo 'make fuzz            ten minutes of fuzzing (FUZZ_SECONDS=$(FUZZ_SECONDS)); make fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
+	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times (CHAOS_ROUNDS=...)'
 	@echo 'make gpu-check       on a machine with a GPU: tests and figures, from what make gpu-check-pack has put into dist/'
 	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
 	@echo 'make wheel           dist/firesteel-*.whl for every Python and Linux, with CUDA kernels, checked and tried out'
@@ -96,6 +98,9 @@ softcuda-full: $(VENV)/.test $(VENV)/.core
 	    tests/test_doctor_cuda.py tests/test_gpu_check.py
 	@$(PY) -m pytest -q tests/test_ops.py tests/test_plan.py tests/test_random_plans.py \
 	    tests/test_torch_transformer.py -k 'cuda or gpu'
+
+chaos: $(VENV)/.test $(VENV)/.core
+	@$(PY) tests/chaos.py --rounds $(CHAOS_ROUNDS)
 
 mutations: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/softcuda/mutations.py

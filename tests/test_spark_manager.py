@@ -91,6 +91,13 @@ def test_a_filter_on_the_result_computes_nothing_twice(spark, folder):
     assert model["stats"]["rows"] <= 1010
 
 
+def test_a_limit_computes_hundreds_of_rows(spark, folder):
+    df = table(spark, 4000, 1)
+    assert len(firesteel.score(df, firesteel.embed_udf(folder), "ids", output="v").limit(5).collect()) == 5
+    model = models_of(stats(spark), folder)[0]
+    assert model["stats"]["rows"] <= 512
+
+
 def test_a_manager_killed_under_a_job(spark, folder):
     df = table(spark, 6000, 4, seed=7)
     pid, killed = stats(spark)["pid"], threading.Event()
