@@ -38,7 +38,7 @@ help:
 	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
 	@echo 'make bench           firesteel beside its peers, one JSON line a result (BENCH_FLAGS=--save keeps them)'
 	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
-	@echo 'make fuzz            ten minutes of fuzzing (FUZZ_SECONDS=$(FUZZ_SECONDS)); make fuzz-short: 20 seconds'
+	@echo 'make fuzz            ten minutes of fuzzing each of checkpoints and manager (FUZZ_SECONDS=...); fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
 	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times (CHAOS_ROUNDS=...)'

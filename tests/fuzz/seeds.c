@@ -1,5 +1,7 @@
-/* seeds.c - writes the first inputs of the fuzzer into a folder: valid tiny BERTs of several shapes, and PyTorch modules. */
+/* seeds.c - writes the first inputs of the fuzzers into folders: valid tiny BERTs of several shapes and PyTorch modules, and
+ * sessions of workers with a manager. */
 #include "format.h"
+#include "packets.h"
 
 #include "tiny_bert.h"
 
@@ -80,11 +82,12 @@ int main(int argc, char **argv) {
     };
     static uint8_t bytes[FUZZ_BYTES];
     char name[16];
-    if (argc != 2) {
-        fprintf(stderr, "usage: seeds FOLDER\n");
+    if (argc != 3) {
+        fprintf(stderr, "usage: seeds CHECKPOINTS SESSIONS\n");
         return 2;
     }
-    if (mkdir(argv[1], 0777) && errno != EEXIST) return perror(argv[1]), 1;
+    for (int i = 1; i < argc; i++)
+        if (mkdir(argv[i], 0777) && errno != EEXIST) return perror(argv[i]), 1;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         tiny_bert t;
         tiny_open(&t, &shapes[i]);
@@ -100,5 +103,6 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (write_seed(argv[1], parts[i], bytes, write_torch(bytes, parts[i]))) return 1;
-    return 0;
+    if (write_seed(argv[2], "embed", bytes, put_session(bytes, FS_TASK_EMBED))) return 1;
+    return write_seed(argv[2], "states", bytes, put_session(bytes, FS_TASK_HIDDEN_STATES));
 }
