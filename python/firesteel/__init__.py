@@ -26,7 +26,7 @@ from .placement import Placement, plan
 
 if TYPE_CHECKING:
     from .remote import connect
-    from .spark import embed_udf, hidden_states_udf, register, score
+    from .spark import embed_udf, hidden_states_udf, register, release, score, warm
 
 __all__ = [
     "CheckpointError",
@@ -43,9 +43,11 @@ __all__ = [
     "hidden_states_udf",
     "plan",
     "register",
+    "release",
     "score",
+    "warm",
 ]
-_SPARK = ("embed_udf", "hidden_states_udf", "register", "score")
+_SPARK = ("embed_udf", "hidden_states_udf", "register", "release", "score", "warm")
 
 
 def __getattr__(name: str) -> object:

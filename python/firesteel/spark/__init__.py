@@ -8,7 +8,8 @@
 Only this folder imports pyspark, and only when one of these names is used: the modules that move rows
 (_rows, _tasks, _columns, _window) serve `python -m firesteel run`, which has no Spark, as well.
 
-    _embed, _hidden_states, _score, _register  one Spark-facing function each
+    _embed, _hidden_states, _score, _register, _warm, _release    one Spark-facing function each
+    _everywhere                a question to the managers of all executors
     _options                   options -> Job, checked on the driver; what travels to the workers
     _udf                       Job -> column function
     _rows                      batches in, results out, in order: what a worker runs
@@ -25,16 +26,20 @@ if TYPE_CHECKING:
     from ._embed import embed_udf
     from ._hidden_states import hidden_states_udf
     from ._register import register
+    from ._release import release
     from ._score import score
+    from ._warm import warm
 
 _HOME = {
     "embed_udf": "_embed",
     "hidden_states_udf": "_hidden_states",
     "register": "_register",
+    "release": "_release",
     "score": "_score",
+    "warm": "_warm",
 }
 
-__all__ = ["embed_udf", "hidden_states_udf", "register", "score"]
+__all__ = ["embed_udf", "hidden_states_udf", "register", "release", "score", "warm"]
 
 
 def __getattr__(name: str) -> object:
