@@ -5,8 +5,9 @@
 
 Rows are token ids, so that nothing but the engine is measured. Each way has a process of its own on the same cores; a
 round asks each once, one after the other (common.py). "against_one" is the median over the rounds of how many times as
-fast as one device a way was; "busy" is, for each device, the share of a pass in which it worked. All ways must give the
-same bits. What streams has the least memory that it runs in at all; its line tells how many layers that holds, the
+fast as one device a way was; "busy" is, for each device, the share of the time in which it worked, from when a tenth
+of the rows were done until a tenth was left: without the filling and draining of stages. All ways must give the same
+bits. What streams has the least memory that it runs in at all; its line tells how many layers that holds, the
 bytes that came for each pass, and how far the process grew beyond what it took before there was an engine. One JSON
 line a way goes to stdout.
 """
@@ -18,6 +19,7 @@ import hashlib
 import os
 import statistics
 import sys
+import threading
 import time
 
 import common
@@ -55,6 +57,34 @@ def forget_most() -> None:
         file.write("5")
 
 
+class Sampled:
+    """Looks at an engine's counts all the time."""
+
+    def __init__(self, engine) -> None:
+        self.engine, self.seen, self.over = engine, [], threading.Event()
+        self.thread = threading.Thread(target=self.look)
+
+    def look(self) -> None:
+        while not self.over.wait(0.02):
+            stats = self.engine.stats()
+            self.seen.append((time.perf_counter(), stats["rows"], [d["busy_seconds"] for d in stats["devices"]]))
+
+    def __enter__(self) -> Sampled:
+        self.before = self.engine.stats()["rows"]
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def busy(self, rows: int) -> list[float]:
+        """The share of each device between the first tenth of the rows and the last."""
+        steady = [s for s in self.seen if 0.1 * rows <= s[1] - self.before <= 0.9 * rows]
+        (start, _, first), (end, _, last) = steady[0], steady[-1]
+        return [(b - a) / (end - start) for a, b in zip(first, last, strict=True)]
+
+
 def child(name: str, model: str, threads: int, rows: int) -> None:
     """One way, waiting for requests."""
     replies = common.replies()
@@ -72,12 +102,11 @@ def child(name: str, model: str, threads: int, rows: int) -> None:
     texts = [random.randint(1000, engine.settings["vocabulary"], length).astype(np.int32) for length in lengths]
 
     def embed() -> dict:
-        before = [device["busy_seconds"] for device in engine.stats()["devices"]]
-        start = time.perf_counter()
-        vectors = engine.embed(texts)
-        seconds = time.perf_counter() - start
-        after = [device["busy_seconds"] for device in engine.stats()["devices"]]
-        busy = [(b - a) / seconds for a, b in zip(before, after, strict=True)]
+        with Sampled(engine) as sampled:
+            start = time.perf_counter()
+            vectors = engine.embed(texts)
+            seconds = time.perf_counter() - start
+        busy = sampled.busy(len(texts))
         reply = {"seconds": seconds, "busy": busy, "bits": hashlib.sha256(vectors.tobytes()).hexdigest()}
         if memory:
             stats = engine.stats()
