@@ -28,7 +28,7 @@ PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
-.PHONY: softcuda-full chaos mutations gpu-check gpu-check-pack
+.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -42,6 +42,7 @@ help:
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
 	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times (CHAOS_ROUNDS=...)'
+	@echo 'make soak            a million rows through one manager, whose memory must not grow'
 	@echo 'make gpu-check       on a machine with a GPU: tests and figures, from what make gpu-check-pack has put into dist/'
 	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
 	@echo 'make wheel           dist/firesteel-*.whl for every Python and Linux, with CUDA kernels, checked and tried out'
@@ -101,6 +102,9 @@ softcuda-full: $(VENV)/.test $(VENV)/.core
 
 chaos: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/chaos.py --rounds $(CHAOS_ROUNDS)
+
+soak: $(VENV)/.test $(VENV)/.core
+	@$(PY) tests/soak.py
 
 mutations: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/softcuda/mutations.py

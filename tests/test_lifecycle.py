@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,10 @@ def managers(directory: Path) -> list[int]:
 
 def files_of(pid: int) -> dict[str, str]:
     """What its descriptors are open on: a path, or what kind of thing without one."""
-    links = {number: os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+    links = {}
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links[number] = os.readlink(f"/proc/{pid}/fd/{number}")
     return {number: target.partition(":[")[0] for number, target in links.items()}
 
 
@@ -472,7 +476,7 @@ def test_a_socket_of_another_user_is_refused(home, monkeypatch):
         owner = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
         with pytest.raises(ManagerError) as error:
-            lifecycle._connect(place)
+            lifecycle.call(place.socket)
     says(error, f"of user {owner} listens", f"this is user {owner + 1}")
 
 

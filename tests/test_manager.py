@@ -137,6 +137,18 @@ def test_what_was_computed_lately_is_not_computed_again(folder, own):
         assert there["models"][0]["stats"]["rows"] == 14
 
 
+def test_the_store_has_a_size(folder, monkeypatch):
+    monkeypatch.setenv("FIRESTEEL_MANAGER_STORE_MB", "0")
+    with firesteel.connect(folder) as engine:
+        for _ in range(2):
+            engine.embed([[1, 2, 3]])
+        assert stats_of(engine)["hits"] == 0 and stats_of(engine)["store_bytes"] == 0
+    monkeypatch.setenv("FIRESTEEL_MANAGER_DIR", os.environ["FIRESTEEL_MANAGER_DIR"] + "2")
+    monkeypatch.setenv("FIRESTEEL_MANAGER_STORE_MB", "much")
+    with pytest.raises(firesteel.ConfigError, match="MANAGER_STORE_MB is 'much'; it takes a number of megabytes"):
+        firesteel.connect(folder)
+
+
 def test_a_model_saved_anew_is_another(tmp_path):
     made = tmp_path / "model"
     rows = tiny.rows(5, (3, 9))
@@ -320,11 +332,11 @@ def test_the_doctor_lists_managers(folder, place):
         (name, text), *others = doctor._managers()
         assert name == f"process {pid_of(engine)}" and others == []
         assert "2 workers, 1 rows" in text and folder in text  # the doctor is one of them
-        process = lifecycle.look_up(pid_of(engine)).process
-        os.kill(process.pid, signal.SIGKILL)
-        while not process.gone():
-            time.sleep(0.01)
-    assert "no manager listens" in doctor._managers()[0][1]
+        os.kill(pid_of(engine), signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while "no manager listens" not in doctor._managers()[0][1]:  # its last thread may still be at its end
+        assert time.monotonic() < deadline, doctor._managers()
+        time.sleep(0.01)
     (place / "old.sock").touch()
     assert "no manager listens" in doctor._managers()[0][1]
 

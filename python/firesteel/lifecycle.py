@@ -343,6 +343,10 @@ def unlock(fd: int) -> None:
 
 def seconds(knob: str, option: float | None = None) -> float:
     """A number of seconds: the option, else the environment's, else the knob's default. Raises ConfigError."""
+    return number(knob, "seconds", option)
+
+
+def number(knob: str, unit: str, option: float | None = None) -> float:
     preset = next(row["default"] for row in _core.knobs() if row["name"] == knob)
     said = os.environ.get(f"FIRESTEEL_{knob}") or preset if option is None else option
     try:
@@ -351,7 +355,7 @@ def seconds(knob: str, option: float | None = None) -> float:
         value = -1.0
     if not 0 <= value < math.inf:
         thing = f"FIRESTEEL_{knob}" if option is None else knob.removeprefix("MANAGER_").lower()
-        raise _core.ConfigError(f"{thing} is {said!r}; it takes a number of seconds that is not negative")
+        raise _core.ConfigError(f"{thing} is {said!r}; it takes a number of {unit} that is not negative")
     return value
 
 
@@ -385,6 +389,7 @@ def reach(
     settings = {
         "MANAGER_IDLE_TTL": seconds("MANAGER_IDLE_TTL", idle_ttl),
         "MANAGER_IDLE_UNLOAD": seconds("MANAGER_IDLE_UNLOAD"),
+        "MANAGER_STORE_MB": number("MANAGER_STORE_MB", "megabytes"),
     }
     found = call(place.socket)
     if found is None:

@@ -28,10 +28,10 @@ from dataclasses import dataclass, field
 
 from . import _core
 from ._core import Error, OutOfMemory, RequestError
+from .lifecycle import number
 
 log = logging.getLogger("firesteel.manager")
 
-STORE_BYTES = 256 << 20
 KEPT_SECONDS = 30.0  # a model used so lately is not closed to make room for another
 DESCRIPTION_BYTES = 256 << 20
 TAKE_SECONDS = 0.5
@@ -54,8 +54,8 @@ class _Model:
 class Service:
     """The serving half of a manager; lifecycle and log are manager.py's."""
 
-    def __init__(self, store_bytes: int = STORE_BYTES) -> None:
-        self._store_bytes = store_bytes
+    def __init__(self) -> None:
+        self._store_bytes = int(number("MANAGER_STORE_MB", "megabytes") * 1e6)
         self._lock = threading.Lock()  # over the tables
         self._opening = threading.Lock()  # one model opens at a time: they share the devices, and the environment
         self._models: dict[str, _Model] = {}  # by key
