@@ -35,7 +35,8 @@ fs_status fs_segment_make(fs_segment *out, size_t bytes) {
                        "send fewer rows at a time",
                        bytes, FS_SEGMENT_BYTES);
     bytes = (bytes + page - 1) / page * page + (bytes == 0) * page;
-    int fd = (int)syscall(SYS_memfd_create, "firesteel", MFD_CLOEXEC | MFD_ALLOW_SEALING); /* the oldest libc lacks it */
+    /* not by its function, which the oldest libc lacks */
+    int fd = (int)syscall(SYS_memfd_create, "firesteel", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) return no_memory(bytes, "making", errno);
     int error = posix_fallocate(fd, 0, (off_t)bytes); /* not ftruncate: the pages themselves */
     if (error) FS_GO(no_memory(bytes, "taking", error));
