@@ -53,11 +53,14 @@ def worker(model: str) -> None:
     """Until it is killed, or its standard input ends. SIGUSR1 makes it take back what it has sent."""
     import firesteel
 
-    pending = None
+    waiting = False  # the signal counts only then: an exception anywhere else would end this worker
     drawn = random.Random(os.getpid())
 
     def cancel(*_: object) -> None:
-        raise InterruptedError
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            raise InterruptedError
 
     signal.signal(signal.SIGUSR1, cancel)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -66,12 +69,14 @@ def worker(model: str) -> None:
         seed = drawn.randrange(SEEDS)
         try:
             pending = engine.start_embed(rows_of(seed))
+            waiting = True
             vectors, errors = pending.result()
+            waiting = False
         except InterruptedError:
-            if pending is not None:
-                pending.cancel()
+            pending.cancel()
             continue
         except firesteel.RequestError as error:  # what was taken back says so
+            waiting = False
             if "cancelled" not in str(error):
                 raise
             continue

@@ -40,7 +40,7 @@ def test_every_public_name_is_documented():
 
 
 def test_docstring_of_every_core_function():
-    for owner in (_core, _core.Engine, _core.Job):
+    for owner in (_core, _core.Engine, _core.Job, _core.Server, _core.Client):
         for name, thing in vars(owner).items():
             if not name.startswith("_") and callable(thing):
                 assert (thing.__doc__ or "").strip(), f"_core {name} has no docstring"

@@ -338,9 +338,22 @@ def test_a_manager_that_dies_at_start_tells_its_last_lines(home, service, words)
     connect()[0].close()  # nothing is locked
 
 
+def test_waiting_for_the_suspects_of_others_has_an_end(home, monkeypatch):
+    monkeypatch.setattr(lifecycle, "ALONE_SECONDS", 0.2)
+    with lifecycle.alone():
+        with pytest.raises(ManagerError, match=r"\.suspect has been locked for 0.2 s by a worker"):
+            with lifecycle.alone():
+                pass
+    with lifecycle.alone():
+        pass
+
+
 def test_a_limit_on_addresses_is_told(home):
     """spark.executor.pyspark.memory is one. The manager inherits it."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))  # noqa: E731
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
     failed = start_client("Dying", preexec_fn=limit, stderr=subprocess.PIPE)
     _, error = failed.communicate(timeout=PATIENCE)
     assert failed.returncode == 1

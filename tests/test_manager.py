@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_torch
-from firesteel import _core, lifecycle
+from firesteel import _core, lifecycle, manager, remote
 from firesteel.service import Service, build
 
 HERE = Path(__file__).parent
@@ -205,6 +205,45 @@ def test_a_wrong_timeout_is_told(folder, timeout):
         firesteel.connect(folder, timeout=timeout)
 
 
+@pytest.mark.parametrize("idle_ttl", [-1, "soon", float("inf")])
+def test_a_wrong_idle_ttl_is_told(folder, idle_ttl):
+    with pytest.raises(firesteel.ConfigError, match="idle_ttl is"):
+        firesteel.connect(folder, idle_ttl=idle_ttl)
+
+
+def test_idle_ttl_is_told_to_the_manager(folder, place):
+    with firesteel.connect(folder, idle_ttl=0.1) as engine:
+        pid = pid_of(engine)
+        time.sleep(3 * manager.TICK)  # the manager looks now and then
+    deadline = time.monotonic() + 20
+    while lifecycle.look_up(pid) is not None and managers(place):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rows, floats", [(5, 1 << 26), (1 << 16, 48 * 20), (1 << 16, 1)])
+def test_large_jobs_go_in_parts(folder, own, monkeypatch, rows, floats):
+    monkeypatch.setattr(remote, "PART_ROWS", rows)
+    monkeypatch.setattr(remote, "PART_FLOATS", floats)
+    given = tiny.rows(11, LENGTHS)
+    given[9] = [999]
+    with firesteel.connect(folder) as engine:
+        pending = engine.start_embed(given)
+        vectors, errors = pending.result()
+        states, _ = engine.start_hidden_states(given).result()
+    assert [(row, code) for row, code, _ in errors] == [(9, "SCHEMA")]
+    expected, _ = own.start_embed(given).result()
+    assert same(np.delete(vectors, 9, axis=0), np.delete(expected, 9, axis=0))
+    expected, _ = own.start_hidden_states(given).result()
+    assert all(same(states[i], expected[i]) for i in range(len(given)) if i != 9)
+
+
+def test_descriptions_travel_where_python_has_no_memfd(folder, own, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    with firesteel.connect(folder) as engine:
+        assert same(engine.embed([[1, 2]]), own.embed([[1, 2]]))
+
+
 def test_a_closed_connection_says_so(folder):
     engine = firesteel.connect(folder)
     engine.close()
@@ -222,10 +261,13 @@ if child == 0:
     try:
         engine.embed([[1, 2]])
     except firesteel.DeviceError as error:
+        engine.close()  # of the copy alone
         os._exit(0 if "forked" in str(error) else 3)
     os._exit(4)
+pid = engine._core._client.manager_pid
 assert os.waitpid(child, 0)[1] == 0
 assert len(engine.embed([[1, 2]])) == 1
+assert engine._core._client.manager_pid == pid and engine._core.opened == 1
 """
     environment = os.environ | {"PYTHONPATH": str(Path(firesteel.__file__).parent.parent)}
     ran = subprocess.run(

@@ -101,6 +101,8 @@ def test_models_are_opened_ahead_and_let_go(spark, folder):
     assert vectors(df, firesteel.embed_udf(folder)) == expected(df, folder)
     with pytest.raises(firesteel.ConfigError, match="warm has no option paralel"):
         firesteel.warm(spark, folder, paralel="split")
+    with pytest.raises(firesteel.ConfigError, match="warm has no option pooling; its options are devices"):
+        firesteel.warm(spark, folder, pooling="cls")
 
 
 def test_a_limit_computes_hundreds_of_rows(spark, tmp_path):

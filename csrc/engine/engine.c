@@ -15,14 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
-
-int64_t fs_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
-}
 
 /* A few readers keep a volume busy; more only take cores from others. */
 static fs_status choose_load_threads(fs_engine *e) {

@@ -24,6 +24,7 @@
 #ifndef FS_ENGINE_INTERNAL_H
 #define FS_ENGINE_INTERNAL_H
 
+#include "base/clock.h"
 #include "base/thread.h"
 #include "engine/engine.h"
 #include "engine/schedule.h"
@@ -256,7 +257,6 @@ struct fs_engine {
 
 /* engine.c */
 void fs_engine_unref(fs_engine *e);
-int64_t fs_now_ns(void);
 
 /* stage.c */
 /* The index-th replica of the plan; those before it are open. */

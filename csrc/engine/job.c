@@ -222,14 +222,10 @@ static void job_release(fs_job *j) {
 static fs_status job_new(fs_job **out, fs_engine *e, const fs_request *r) {
     fs_status st = FS_OK;
     fs_job *j;
-    pthread_condattr_t clock;
     FS_TRY(fs_alloc(&j, 1, sizeof *j));
     j->engine = e;
     atomic_fetch_add(&e->refs, 1);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&j->done, &clock);
-    pthread_condattr_destroy(&clock);
+    fs_cond_init(&j->done);
     j->request = *r;
     j->request.task = plain_task(&r->task);
     j->width = fs_task_width(&r->task, &e->set);
@@ -318,17 +314,9 @@ void fs_job_fail(fs_job *j, const fs_error *error) {
     fs_job_settle(j);
 }
 
-static struct timespec deadline_after(double seconds) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    if (seconds > 1e9) seconds = 1e9;
-    int64_t whole = (int64_t)seconds, ns = t.tv_nsec + (int64_t)((seconds - (double)whole) * 1e9);
-    return (struct timespec){ .tv_sec = t.tv_sec + whole + ns / 1000000000, .tv_nsec = ns % 1000000000 };
-}
-
 /* Under the lock: waits until finished, or the time is over. */
 static void await(fs_job *j, double seconds) {
-    struct timespec until = deadline_after(seconds < 0 ? 0 : seconds);
+    struct timespec until = fs_deadline(seconds);
     while (!atomic_load(&j->finished)) {
         if (seconds < 0) pthread_cond_wait(&j->done, &j->engine->lock);
         else if (pthread_cond_timedwait(&j->done, &j->engine->lock, &until) == ETIMEDOUT) return;

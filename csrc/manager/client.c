@@ -2,6 +2,7 @@
 #include "manager/client.h"
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "manager/packet.h"
 #include "manager/shared.h"
 
@@ -13,7 +14,6 @@
 #include <string.h>
 #include <sys/queue.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { POLL_MS = 50, SEND_PATIENCE = 20 /* times that of an answer: a manager that is full does not read */ };
@@ -59,12 +59,6 @@ struct fs_client {
     fs_packet packet;
 };
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static fs_status not_ours(const fs_client *c) {
     return fs_fail(FS_DEVICE,
                    "this connection to the manager belongs to process %d and this is process %d, forked from it; "
@@ -74,12 +68,14 @@ static fs_status not_ours(const fs_client *c) {
 
 /* -- the connection's end ------------------------------------------------------------------------------------------ */
 
-/* Under the lock. Everybody who waits gets the sentence. */
-static void break_off(fs_client *c, fs_status st) {
+/* Under the lock. Everybody who waits gets the sentence. gone: the manager has unmapped our memory, or lives no more; else
+ * it may still write to it, and no new piece may lie there. */
+static void end_connection(fs_client *c, fs_status st, int gone) {
     fs_client_job *j;
     ask *a;
     if (c->broken.status != FS_OK) return;
     fs_error_take(&c->broken, st);
+    if (!gone) fs_shared_abandon(&c->shared);
     if (c->socket >= 0) shutdown(c->socket, SHUT_RDWR);
     while ((j = TAILQ_FIRST(&c->jobs))) {
         TAILQ_REMOVE(&c->jobs, j, link);
@@ -92,8 +88,10 @@ static void break_off(fs_client *c, fs_status st) {
     pthread_cond_broadcast(&c->moved);
 }
 
+static void break_off(fs_client *c, fs_status st) { end_connection(c, st, 0); }
+
 static void hung_up(fs_client *c) {
-    break_off(c, fs_fail(FS_MANAGER, "the manager (process %d) has gone", c->manager_pid));
+    end_connection(c, fs_fail(FS_MANAGER, "the manager (process %d) has gone", c->manager_pid), 1);
 }
 
 /* -- reading ------------------------------------------------------------------------------------------------------- */
@@ -181,7 +179,7 @@ static void read_all(fs_client *c) {
         if (got == FS_HUNG_UP) hung_up(c);
         if (got == FS_MALFORMED) break_off(c, fs_fail(FS_MANAGER, "the manager has sent a packet that is none"));
         if (got != FS_RECEIVED) return;
-        c->heard_ns = now_ns();
+        c->heard_ns = fs_now_ns();
         dispatch(c, &c->packet);
         fs_packet_close_fds(&c->packet);
     }
@@ -189,26 +187,24 @@ static void read_all(fs_client *c) {
 
 /* Someone who waits hears nothing: a PING, and in the end the connection is given up. */
 static void check_patience(fs_client *c, double factor) {
-    const double silent = (double)(now_ns() - c->heard_ns) * 1e-9;
+    const double silent = (double)(fs_now_ns() - c->heard_ns) * 1e-9;
     if (silent > c->patience * factor) {
-        fs_shared_abandon(&c->shared);
         break_off(c, fs_fail(FS_MANAGER,
                              "the manager (process %d) has not answered for %.0f s; see its log, or end it and "
                              "try again",
                              c->manager_pid, silent));
     } else if (silent > c->patience / 3 && c->pinged_ns < c->heard_ns && !c->sending) {
-        c->pinged_ns = now_ns();
+        c->pinged_ns = fs_now_ns();
         fs_packet_send(c->socket, FS_PACKET_PING, 0, NULL, 0, NULL, 0); /* not sent: its answer will be missed */
     }
 }
 
 /* Under the lock, which it lets go for up to 50 ms or until something has moved. */
 static void pump(fs_client *c, int64_t until_ns) {
-    int64_t left_ms = (until_ns - now_ns()) / 1000000 + 1;
+    int64_t left_ms = (until_ns - fs_now_ns()) / 1000000 + 1;
     int ms = left_ms < 0 ? 0 : left_ms < POLL_MS ? (int)left_ms : POLL_MS;
     if (c->reading) {
-        int64_t wake = now_ns() + (int64_t)ms * 1000000;
-        struct timespec at = { .tv_sec = wake / 1000000000, .tv_nsec = wake % 1000000000 };
+        struct timespec at = fs_deadline(ms * 1e-3);
         pthread_cond_timedwait(&c->moved, &c->lock, &at);
         return;
     }
@@ -225,13 +221,13 @@ static void pump(fs_client *c, int64_t until_ns) {
 
 /* Silence counts while somebody waits; who waits in slices does so all the time. */
 static void wait_begins(fs_client *c) {
-    const int64_t now = now_ns();
+    const int64_t now = fs_now_ns();
     if (c->waiters++ == 0 && now - c->waited_ns > SLICE_NS) c->heard_ns = now;
 }
 
 static void wait_ends(fs_client *c) {
     c->waiters--;
-    c->waited_ns = now_ns();
+    c->waited_ns = fs_now_ns();
 }
 
 /* -- sending ------------------------------------------------------------------------------------------------------- */
@@ -281,17 +277,13 @@ static fs_status send_packet(fs_client *c, fs_packet_kind kind, uint64_t id, con
 
 fs_status fs_client_new(fs_client **out, const char *build, double patience_seconds) {
     fs_client *c;
-    pthread_condattr_t clock;
     *out = NULL;
     FS_TRY(fs_alloc(&c, 1, sizeof *c));
     atomic_init(&c->refs, 1);
     c->pid = getpid(), c->patience = patience_seconds, c->socket = -1;
     snprintf(c->build, sizeof c->build, "%s", build);
     pthread_mutex_init(&c->lock, NULL);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->moved, &clock);
-    pthread_condattr_destroy(&clock);
+    fs_cond_init(&c->moved);
     TAILQ_INIT(&c->jobs);
     TAILQ_INIT(&c->asks);
     fs_shared_open(&c->shared);
@@ -311,7 +303,7 @@ static void unref(fs_client *c) {
 
 void fs_client_free(fs_client *c) {
     if (!c) return;
-    if (c->pid == getpid()) fs_client_disconnect(c);
+    fs_client_disconnect(c);
     unref(c);
 }
 
@@ -323,7 +315,9 @@ static void close_socket(fs_client *c) {
     fs_shared_unannounce(&c->shared);
 }
 
+/* A fork's copy leaves socket and lock alone: they are the parent's. */
 void fs_client_disconnect(fs_client *c) {
+    if (c->pid != getpid()) return;
     pthread_mutex_lock(&c->lock);
     break_off(c, fs_fail(FS_MANAGER, "the connection to the manager was closed; connect again"));
     close_socket(c);
@@ -352,6 +346,7 @@ fs_status fs_client_connect(fs_client *c, int socket) {
 }
 
 int fs_client_manager_pid(fs_client *c) {
+    if (c->pid != getpid()) return 0;
     pthread_mutex_lock(&c->lock);
     int pid = c->broken.status == FS_OK ? c->manager_pid : 0;
     pthread_mutex_unlock(&c->lock);
@@ -367,9 +362,7 @@ static void give_back(fs_client *c, void *at) {
     if (!at) return;
     fs_shared_give(&c->shared, at, &empty);
     if (!empty) return;
-    TAILQ_FOREACH(s, &c->shared.segments, link)
-    spare |=
-        s != empty && !s->abandoned && !TAILQ_FIRST(&s->pieces)->used && !TAILQ_NEXT(TAILQ_FIRST(&s->pieces), link);
+    TAILQ_FOREACH(s, &c->shared.segments, link) spare |= s != empty && !s->abandoned && fs_shared_is_empty(s);
     if (!spare && !empty->abandoned) return;
     if (empty->announced && c->broken.status == FS_OK) {
         if (c->sending) return; /* it stays until it is empty again */
@@ -503,14 +496,14 @@ done:
 
 fs_status fs_client_job_wait(fs_client_job *j, double seconds, int *done) {
     fs_client *c = j->client;
-    const int64_t until = seconds < 0 || seconds > 1e9 ? INT64_MAX : now_ns() + (int64_t)(seconds * 1e9);
+    const int64_t until = seconds < 0 || seconds > 1e9 ? INT64_MAX : fs_now_ns() + (int64_t)(seconds * 1e9);
     *done = 0;
     if (c->pid != getpid()) return not_ours(c);
     pthread_mutex_lock(&c->lock);
     wait_begins(c);
     while (!j->finished) {
         pump(c, until);
-        if (now_ns() >= until) break;
+        if (fs_now_ns() >= until) break;
     }
     wait_ends(c);
     *done = j->finished;

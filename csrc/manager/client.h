@@ -5,7 +5,8 @@
  * have failed; submit them again.
  *
  * Thread-safe. Whoever waits reads packets for all; a manager that says nothing to a PING for as long as `patience` is
- * given up. A forked child's client answers FS_DEVICE to everything but free, which then only forgets it. */
+ * given up. A forked child's client answers FS_DEVICE to everything but disconnect and free, which leave the parent's
+ * connection alone. */
 #ifndef FS_MANAGER_CLIENT_H
 #define FS_MANAGER_CLIENT_H
 

@@ -18,7 +18,7 @@
  *     FAULTS    manager  job       fs_fault [n]                      -           rows that were not computed; before DONE
  *     DONE      manager  job       fs_done                           -
  *     PING      worker   any       -                                 -
- *     PONG      manager  the same  -                                 -
+ *     PONG      manager  the same  -                                 -           0: unasked, while it has enough to do
  *     REFUSED   manager  0         a sentence                        -           the last packet: the manager hangs up
  *
  * ROWS of a job lie in a segment as

@@ -92,7 +92,7 @@ void fs_asked_submit(fs_server *s, fs_connection *c, uint64_t id, const fs_submi
     }
     TAILQ_INSERT_TAIL(&c->waiting, a, link);
     c->jobs++, c->rows += q->count, c->held_bytes += held_bytes(a);
-    s->last_row_ns = fs_server_now_ns();
+    s->last_row_ns = fs_now_ns();
 }
 
 /* -- to the engine ------------------------------------------------------------------------------------------------- */
@@ -188,7 +188,8 @@ static fs_status start(fs_server *s, fs_asked *a) {
     FS_TRY(fs_task_check(&a->task, fs_engine_settings(a->model->engine)));
     r.out_floats = a->submit.result_floats;
     if (r.out_floats < result_at(a, counted(a), r.rows, width_of(a)))
-        return fs_fail(FS_REQUEST, "there is room for %lld floats of results, which are more", (long long)r.out_floats);
+        return fs_fail(FS_REQUEST, "out has room for %lld floats; the results have %lld", (long long)r.out_floats,
+                       (long long)result_at(a, counted(a), r.rows, width_of(a)));
     FS_TRY(fs_alloc(&a->results, (size_t)r.out_floats, sizeof *a->results));
     r.out = a->results;
     FS_TRY(look_up(s, a));
@@ -256,7 +257,8 @@ static void finish(fs_server *s, fs_asked *a, fs_status st) {
         c->done_rows += a->submit.count, c->hits += a->hits;
     }
     s->stats.rows += a->submit.count, s->stats.hits += a->hits, s->stats.jobs++;
-    s->last_row_ns = fs_server_now_ns();
+    s->last_row_ns = fs_now_ns();
+    if (a->model) a->model->last_row_ns = s->last_row_ns;
     leave(a);
     asked_free(a);
 }

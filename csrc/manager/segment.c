@@ -31,9 +31,9 @@ fs_status fs_segment_make(fs_segment *out, size_t bytes) {
     memset(out, 0, sizeof *out);
     if (bytes > FS_SEGMENT_BYTES)
         return fs_fail(FS_REQUEST,
-                       "%zu bytes of rows or results in one piece are more than the %d that a manager takes; "
+                       "%zu bytes of rows or results in one piece are more than the %llu that a manager takes; "
                        "send fewer rows at a time",
-                       bytes, FS_SEGMENT_BYTES);
+                       bytes, (unsigned long long)FS_SEGMENT_BYTES);
     bytes = (bytes + page - 1) / page * page + (bytes == 0) * page;
     /* not by its function, which the oldest libc lacks */
     int fd = (int)syscall(SYS_memfd_create, "firesteel", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -53,8 +53,8 @@ fs_status fs_segment_map(fs_segment *out, int fd, uint64_t bytes) {
     struct stat file;
     memset(out, 0, sizeof *out);
     if (bytes == 0 || bytes > FS_SEGMENT_BYTES)
-        return fs_fail(FS_REQUEST, "a segment has %llu bytes; it may have 1 to %d", (unsigned long long)bytes,
-                       FS_SEGMENT_BYTES);
+        return fs_fail(FS_REQUEST, "a segment has %llu bytes; it may have 1 to %llu", (unsigned long long)bytes,
+                       (unsigned long long)FS_SEGMENT_BYTES);
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & SEALS) != SEALS || seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
         return fs_fail(FS_REQUEST, "a segment's size is not sealed as it must be (seals %#x)", seals);

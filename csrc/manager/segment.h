@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-enum { FS_SEGMENT_BYTES = 1 << 30 }; /* of one, at most */
+#define FS_SEGMENT_BYTES ((uint64_t)1 << 36) /* of one, at most */
 
 typedef struct {
     char *at;

@@ -69,10 +69,18 @@ void fs_connection_refuse(fs_server *s, fs_connection *c, const char *format, ..
 
 /* -- coming and going ---------------------------------------------------------------------------------------------- */
 
+int fs_connection_full(const fs_connection *c) { return c->held_bytes > FS_HELD_BYTES || c->jobs > FS_HELD_JOBS; }
+
+void fs_connection_reassure(fs_server *s, fs_connection *c) {
+    const int64_t now = fs_now_ns();
+    if (!fs_connection_full(c) || now - c->told_ns < FS_REASSURE_MS * INT64_C(1000000)) return;
+    c->told_ns = now;
+    fs_connection_send(s, c, FS_PACKET_PONG, 0, NULL, 0);
+}
+
 void fs_connection_watch(fs_server *s, fs_connection *c) {
-    const int full = c->held_bytes > FS_HELD_BYTES || c->jobs > FS_HELD_JOBS;
     struct epoll_event e = { .data.u64 = c->id };
-    if (!full) e.events |= EPOLLIN;
+    if (!fs_connection_full(c)) e.events |= EPOLLIN;
     if (!STAILQ_EMPTY(&c->unsent)) e.events |= EPOLLOUT;
     if (e.events == c->watched || c->gone) return;
     if (epoll_ctl(s->epoll, EPOLL_CTL_MOD, c->fd, &e) < 0) c->gone = 1;
@@ -101,7 +109,11 @@ fs_status fs_connection_accept(fs_server *s) {
     struct ucred who;
     socklen_t size = sizeof who;
     int fd = accept4(s->listening, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd < 0) return FS_OK;
+    if (fd < 0) {
+        /* Without a descriptor or memory for it it waits on, and epoll would tell of it at once and again. */
+        if (errno != EAGAIN && errno != EWOULDBLOCK) nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+        return FS_OK;
+    }
     fs_status st = FS_OK;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) < 0 || who.uid != geteuid()) {
         static const char sentence[] = "the manager belongs to another user";

@@ -9,7 +9,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { EVENTS = 64 };
@@ -18,12 +17,6 @@ enum { EVENTS = 64 };
 #define FOR_WAKE     UINT64_MAX
 #define FOR_LISTENER (UINT64_MAX - 1)
 #define FOR_MODELS   (UINT64_MAX - 2) /* any engine's eventfd */
-
-int64_t fs_server_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 fs_model *fs_server_model(fs_server *s, uint64_t id) {
     fs_model *m;
@@ -77,15 +70,27 @@ static void end_gone(fs_server *s) {
     }
 }
 
+/* How long to wait at most: while a connection is full, not for ever. */
+static int patience_ms(fs_server *s) {
+    fs_connection *c;
+    int ms = -1;
+    TAILQ_FOREACH(c, &s->connections, link) {
+        fs_connection_reassure(s, c);
+        if (fs_connection_full(c)) ms = FS_REASSURE_MS;
+    }
+    return ms;
+}
+
 static void *serve(void *server) {
     fs_server *s = server;
     struct epoll_event events[EVENTS];
     prctl(PR_SET_NAME, "fs-manager");
-    for (;;) {
-        int n = epoll_wait(s->epoll, events, EVENTS, -1);
+    for (int ms = -1;;) {
+        int n = epoll_wait(s->epoll, events, EVENTS, ms);
         pthread_mutex_lock(&s->lock);
         for (int i = 0; i < n && !s->stopping; i++) look(s, &events[i]);
         fs_server_feed(s);
+        ms = patience_ms(s);
         end_gone(s);
         int stopping = s->stopping;
         pthread_mutex_unlock(&s->lock);
@@ -118,7 +123,6 @@ static void server_free(fs_server *s) {
 fs_status fs_server_open(fs_server **out, int listening, const fs_server_options *options) {
     fs_status st = FS_OK;
     fs_server *s;
-    pthread_condattr_t clock;
     *out = NULL;
     FS_TRY(fs_alloc(&s, 1, sizeof *s));
     s->listening = listening;
@@ -132,11 +136,8 @@ fs_status fs_server_open(fs_server **out, int listening, const fs_server_options
     TAILQ_INIT(&s->models);
     STAILQ_INIT(&s->asks);
     pthread_mutex_init(&s->lock, NULL);
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&s->asked, &clock);
-    pthread_condattr_destroy(&clock);
-    s->last_row_ns = fs_server_now_ns();
+    fs_cond_init(&s->asked);
+    s->last_row_ns = fs_now_ns();
     s->epoll = epoll_create1(EPOLL_CLOEXEC);
     s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->epoll < 0 || s->wake < 0) FS_GO(fs_fail(FS_MANAGER, "making an epoll set failed: %s", strerror(errno)));
@@ -172,13 +173,8 @@ void fs_server_close(fs_server *s) {
 
 /* -- what the manager calls ---------------------------------------------------------------------------------------- */
 
-static struct timespec deadline_after(double seconds) {
-    int64_t until = fs_server_now_ns() + (int64_t)(seconds * 1e9);
-    return (struct timespec){ .tv_sec = until / 1000000000, .tv_nsec = until % 1000000000 };
-}
-
 fs_status fs_server_take(fs_server *s, double seconds, fs_ask **out) {
-    struct timespec until = deadline_after(seconds < 0 ? 0 : seconds > 1e6 ? 1e6 : seconds);
+    struct timespec until = fs_deadline(seconds);
     *out = NULL;
     pthread_mutex_lock(&s->lock);
     while (STAILQ_EMPTY(&s->asks) && !s->stopping)
@@ -222,7 +218,7 @@ fs_status fs_server_serve(fs_server *s, uint64_t id, fs_engine *engine) {
     if (fs_server_model(s, id))
         FS_GO(fs_fail(FS_REQUEST, "model %llu is served already; retire it first", (unsigned long long)id));
     FS_GO(fs_alloc(&m, 1, sizeof *m));
-    m->id = id, m->engine = engine;
+    m->id = id, m->engine = engine, m->last_row_ns = fs_now_ns();
     TAILQ_INIT(&m->running);
     FS_GO(watch(s, fs_engine_fd(engine), FOR_MODELS));
     TAILQ_INSERT_TAIL(&s->models, m, link);
@@ -247,13 +243,14 @@ void fs_server_retire(fs_server *s, uint64_t id) {
     fs_server_wake(s);
 }
 
-int64_t fs_server_rows_of(fs_server *s, uint64_t model) {
+int64_t fs_server_use_of(fs_server *s, uint64_t model, double *idle_seconds) {
     int64_t rows = 0;
     fs_connection *c;
     fs_asked *a;
     pthread_mutex_lock(&s->lock);
     fs_model *m = fs_server_model(s, model);
     if (m) rows += m->fed_rows;
+    *idle_seconds = m ? (double)(fs_now_ns() - m->last_row_ns) * 1e-9 : 0;
     TAILQ_FOREACH(c, &s->connections, link)
     TAILQ_FOREACH(a, &c->waiting, link) if (a->submit.model == model) rows += a->submit.count;
     pthread_mutex_unlock(&s->lock);
@@ -277,7 +274,7 @@ fs_server_stats fs_server_stats_read(fs_server *s) {
     pthread_mutex_lock(&s->lock);
     fs_server_stats stats = s->stats;
     stats.store_bytes = fs_store_bytes(s->store);
-    stats.idle_seconds = (double)(fs_server_now_ns() - s->last_row_ns) * 1e-9;
+    stats.idle_seconds = (double)(fs_now_ns() - s->last_row_ns) * 1e-9;
     fs_connection *c;
     TAILQ_FOREACH(c, &s->connections, link) if (c->rows > 0) stats.idle_seconds = 0;
     pthread_mutex_unlock(&s->lock);

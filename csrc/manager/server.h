@@ -54,8 +54,8 @@ fs_status fs_server_answer(fs_server *s, uint64_t connection, uint64_t serial, c
 fs_status fs_server_serve(fs_server *s, uint64_t model, fs_engine *engine);
 /* Its rows fail with a sentence; when it returns the engine is no longer used. */
 void fs_server_retire(fs_server *s, uint64_t model);
-/* Rows of the model that are not done. */
-int64_t fs_server_rows_of(fs_server *s, uint64_t model);
+/* Rows of the model that are not done, and how long ago one was. */
+int64_t fs_server_use_of(fs_server *s, uint64_t model, double *idle_seconds);
 
 int fs_server_clients(fs_server *s, fs_client_info *out, int room); /* how many there are */
 fs_server_stats fs_server_stats_read(fs_server *s);

@@ -8,6 +8,7 @@
 #ifndef FS_MANAGER_SERVER_INSIDE_H
 #define FS_MANAGER_SERVER_INSIDE_H
 
+#include "base/clock.h"
 #include "base/thread.h"
 #include "manager/packet.h"
 #include "manager/segment.h"
@@ -24,7 +25,8 @@ enum {
     FS_HELD_JOBS = 4096,
     FS_UNSENT_BYTES = 64 << 20,   /* that a worker has not read: beyond, it is cut off */
     FS_SEGMENTS = 1024,           /* of a connection */
-    FS_OPEN_ASKS = 64
+    FS_OPEN_ASKS = 64,
+    FS_REASSURE_MS = 1000 /* how often a full connection, whose PINGs are not read, gets a PONG */
 };
 
 typedef struct fs_connection fs_connection;
@@ -68,6 +70,7 @@ struct fs_connection {
     uint64_t id;
     int fd, pid, uid;
     int greeted, gone; /* gone: closed at the end of this turn */
+    int64_t told_ns;   /* when a full one was last told that the server lives */
     uint32_t watched;  /* epoll events */
     fs_known_segment *segments;
     int segment_count, segment_room, open_asks;
@@ -82,7 +85,7 @@ struct fs_model {
     uint64_t id;
     fs_engine *engine;
     struct fs_asked_list running;
-    int64_t fed_rows;
+    int64_t fed_rows, last_row_ns;
     size_t fed_bytes;
     TAILQ_ENTRY(fs_model) link;
 };
@@ -111,7 +114,6 @@ struct fs_server {
 };
 
 /* server.c */
-int64_t fs_server_now_ns(void);
 fs_model *fs_server_model(fs_server *s, uint64_t id); /* NULL: not served */
 void fs_server_wake(fs_server *s);
 
@@ -126,6 +128,8 @@ void fs_connection_send(fs_server *s, fs_connection *c, fs_packet_kind kind, uin
 /* Tells the worker why, and hangs up. */
 void fs_connection_refuse(fs_server *s, fs_connection *c, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+int fs_connection_full(const fs_connection *c); /* it is not read until some of its rows are done */
+void fs_connection_reassure(fs_server *s, fs_connection *c);
 fs_segment *fs_connection_segment(fs_connection *c, uint64_t id);
 
 /* requests.c */

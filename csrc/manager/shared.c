@@ -85,9 +85,18 @@ fs_shared_segment *fs_shared_find(fs_shared *p, const void *at, size_t bytes) {
     return NULL;
 }
 
+int fs_shared_is_empty(const fs_shared_segment *s) {
+    const fs_piece *first = TAILQ_FIRST(&s->pieces);
+    return !first->used && !TAILQ_NEXT(first, link);
+}
+
 void fs_shared_abandon(fs_shared *p) {
-    fs_shared_segment *s;
-    TAILQ_FOREACH(s, &p->segments, link) s->abandoned = 1;
+    fs_shared_segment *s, *next;
+    for (s = TAILQ_FIRST(&p->segments); s; s = next) {
+        next = TAILQ_NEXT(s, link);
+        s->abandoned = 1;
+        if (fs_shared_is_empty(s)) fs_shared_drop(p, s);
+    }
 }
 
 void fs_shared_unannounce(fs_shared *p) {
@@ -113,5 +122,5 @@ void fs_shared_give(fs_shared *p, void *at, fs_shared_segment **empty) {
     piece->used = 0;
     join_next(s, piece);
     join_next(s, TAILQ_PREV(piece, fs_piece_list, link));
-    if (!TAILQ_FIRST(&s->pieces)->used && !TAILQ_NEXT(TAILQ_FIRST(&s->pieces), link)) *empty = s;
+    if (fs_shared_is_empty(s)) *empty = s;
 }

@@ -36,7 +36,8 @@ fs_status fs_shared_take(fs_shared *p, size_t bytes, void **out);
 /* Nothing of its segment is used any more: it is *empty, which the caller may hand to fs_shared_drop. */
 void fs_shared_give(fs_shared *p, void *at, fs_shared_segment **empty);
 void fs_shared_drop(fs_shared *p, fs_shared_segment *segment);
-/* Pieces in use stay; their segments get no new ones. */
+int fs_shared_is_empty(const fs_shared_segment *s);
+/* Pieces in use stay, their segments get no new ones; others are dropped. */
 void fs_shared_abandon(fs_shared *p);
 void fs_shared_unannounce(fs_shared *p);
 fs_shared_segment *fs_shared_find(fs_shared *p, const void *at,

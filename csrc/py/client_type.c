@@ -121,7 +121,7 @@ static void give_memory_back(PyObject *capsule) {
 
 PyDoc_STRVAR(empty_doc,
              "empty(rows, width)\n--\n\nfloat32 [rows, width] in memory that the manager can write to: what submit "
-             "takes as `out`.\nOutOfMemory where there is none, RequestError for more than 1 GiB.");
+             "takes as `out`.\nOutOfMemory where there is none, RequestError for more than 64 GiB.");
 
 static PyObject *client_empty(PyObject *object, PyObject *args) {
     fs_client *client = client_of(object);

@@ -178,13 +178,16 @@ static PyObject *server_retire(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(rows_doc, "rows(model)\n--\n\nRows of the model that are waiting or being computed.");
+PyDoc_STRVAR(use_doc,
+             "use(model)\n--\n\n(rows of the model that are waiting or being computed, seconds since one was done)");
 
-static PyObject *server_rows(PyObject *object, PyObject *args) {
+static PyObject *server_use(PyObject *object, PyObject *args) {
     fs_server *server = server_of(object);
     unsigned long long model;
     if (!server || !PyArg_ParseTuple(args, "K", &model)) return NULL;
-    return PyLong_FromLongLong((long long)fs_server_rows_of(server, model));
+    double idle_seconds;
+    int64_t rows = fs_server_use_of(server, model, &idle_seconds);
+    return Py_BuildValue("(Ld)", (long long)rows, idle_seconds);
 }
 
 PyDoc_STRVAR(clients_doc,
@@ -229,7 +232,7 @@ static PyMethodDef methods[] = {
     { "answer", server_answer, METH_VARARGS, answer_doc },
     { "serve", server_serve, METH_VARARGS, serve_doc },
     { "retire", server_retire, METH_VARARGS, retire_doc },
-    { "rows", server_rows, METH_VARARGS, rows_doc },
+    { "use", server_use, METH_VARARGS, use_doc },
     { "clients", server_clients, METH_NOARGS, clients_doc },
     { "stats", server_stats, METH_NOARGS, stats_doc },
     { "close", server_close, METH_NOARGS, close_doc },

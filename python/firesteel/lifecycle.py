@@ -53,6 +53,7 @@ if pid == 0:
     os.execv(sys.argv[1], sys.argv[1:])
 os.write(int(sys.argv[-1]), b"%d " % pid)
 """
+ALONE_SECONDS = 600.0  # that others may have rows which managers may die of
 _STARTS = 3  # managers that listened and were gone before this process could connect
 
 
@@ -315,7 +316,13 @@ def _cannot_lock(path: str, error: OSError) -> _core.ManagerError:
 def alone() -> Iterator[None]:
     """One worker of this executor at a time is in here, with rows that managers may die of. Raises ManagerError."""
     path = find_place().suspect
+    until = monotonic() + ALONE_SECONDS
     while (fd := try_lock(path)) is None:
+        if monotonic() > until:
+            raise _core.ManagerError(
+                f"{path} has been locked for {ALONE_SECONDS:g} s by a worker whose rows managers have died of; end "
+                "that worker, or have the task tried again"
+            )
         sleep(0.01)
     try:
         yield

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from .service import build, knobs_of_engines
 PATIENCE = 30.0  # seconds that a manager may say nothing
 TRIES = 4  # managers that may die one after the other while a model opens or rows are sent
 SUSPECT = 2  # managers that died over the same rows
+PART_ROWS, PART_FLOATS = 1 << 16, 1 << 26  # rows and results that go together; a manager takes four times as much
 MOST_RELEASES = 20  # of the model while the same rows waited: others need the room
 
 Connect = Callable[[], object]  # -> a connected socket of packets
@@ -134,7 +137,7 @@ class RemoteCore:
 
 
 class RemoteJob:
-    """What _core.Job is: its rows, as one part, sent again where the manager that had them is gone.
+    """What _core.Job is: its rows, in parts, sent again where the manager that had them is gone.
 
     Two managers that died over a part make it a suspect. Suspects are halved and tried one at a time, on this executor
     as a whole, so that a death has one cause; a row that two managers died of alone is a fault of that row.
@@ -145,8 +148,9 @@ class RemoteJob:
         self._lock = threading.Lock()
         self._cancelled = False
         self._faults: list[tuple[int, str, str]] = []
-        self._parts = [_Part(0, arrays, options)]
-        self._parts[0].send(core)
+        self._parts = _Part(0, arrays, options).cut()
+        for part in self._parts:
+            part.send(core)
 
     def wait(self, timeout: float = -1.0) -> bool:
         until = time.monotonic() + timeout
@@ -186,19 +190,19 @@ class RemoteJob:
                     part.done = part.job.wait()
             else:
                 part.done = part.job.wait(timeout)
-        except ManagerError:
+        except ManagerError as error:
             if self._cancelled or self._core.closed:
                 raise
-            self._lost(part)
+            self._lost(part, error)
 
-    def _lost(self, part: _Part) -> None:
+    def _lost(self, part: _Part, error: ManagerError) -> None:
         """Its manager has died, or has let go of the model. Suspects are sent when it is their turn."""
         died = self._core.died_since(part.opened)
         part.deaths += died
         if not died:
             part.releases += 1
             if part.releases > MOST_RELEASES:
-                raise
+                raise error
             self._core.open_again(part.opened)
         if part.suspect and part.deaths and part.rows == 1:
             if part.deaths >= SUSPECT:
@@ -248,18 +252,33 @@ class _Part:
     def suspects(self) -> list[_Part]:
         """Its halves, or the one row that it is."""
         middle = self.rows // 2
-        return [self._slice(begin, end) for begin, end in ((0, middle), (middle, self.rows)) if begin < end]
+        return [self._slice(begin, end, True) for begin, end in ((0, middle), (middle, self.rows)) if begin < end]
 
-    def _slice(self, begin: int, end: int) -> _Part:
+    def cut(self) -> list[_Part]:
+        """Parts that are small enough; one row may have any size."""
+        floats = self._results() * self.arrays[2].shape[1]
+        parts, begin = [], 0
+        while begin < self.rows:
+            end = int(np.searchsorted(floats, floats[begin] + PART_FLOATS, side="right")) - 1
+            end = min(max(end, begin + 1), begin + PART_ROWS, self.rows)
+            parts.append(self._slice(begin, end, False))
+            begin = end
+        return parts if len(parts) > 1 else [self]
+
+    def _results(self) -> np.ndarray:
+        """int64 [rows + 1]: which rows of `out` are a row's."""
+        if self.options["task"] == "embed":
+            return np.arange(self.rows + 1, dtype=np.int64)
+        return self.options.get("target_offsets", self.arrays[1])
+
+    def _slice(self, begin: int, end: int, suspect: bool) -> _Part:
         rows, offsets, out = self.arrays
         options = dict(self.options)
-        counted = offsets
+        counted = self._results()
         if "targets" in options:
-            counted = options["target_offsets"]
             options["targets"], options["target_offsets"] = _cut(options["targets"], counted, begin, end)
-        first, behind = (begin, end) if options["task"] == "embed" else (int(counted[begin]), int(counted[end]))
-        arrays = (*_cut(rows, offsets, begin, end), out[first:behind])
-        return _Part(self.begin + begin, arrays, options, suspect=True)
+        arrays = (*_cut(rows, offsets, begin, end), out[int(counted[begin]) : int(counted[end])])
+        return _Part(self.begin + begin, arrays, options, suspect)
 
 
 def _cut(rows: np.ndarray, offsets: np.ndarray, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
@@ -287,12 +306,15 @@ def connect(
     max_memory: int | str | None = None,
     threads: int | None = None,
     cpu_path: str | None = None,
+    idle_ttl: float | None = None,
     timeout: float | None = None,
 ) -> Connected:
     """A model in the manager of this executor, outside of Spark of this user: one copy for all who connect.
 
     model ... cpu_path    as in firesteel.Engine. Calls with equal ones share what is loaded; threads=None is all the
                           cores that this container may use
+    idle_ttl    seconds without anybody connected after which a manager that is started here ends; None: 600, or what
+                FIRESTEEL_MANAGER_IDLE_TTL says
     timeout     seconds a manager may take to start without making progress, and to answer; None: 30
 
     The manager is started where there is none, and ends by itself. If it dies, what waits is computed by a new one.
@@ -307,7 +329,9 @@ def connect(
         raise ConfigError(f"timeout is {timeout!r}; seconds, more than 0, or None belongs there")
     patience = float(timeout or PATIENCE)
     options = dict(devices=devices, parallel=parallel, dtype=dtype, max_memory=max_memory, threads=threads)
-    return Connected(model, lambda: lifecycle.reach(patience), patience, cpu_path=cpu_path, **options)
+    ttl = lifecycle.seconds("MANAGER_IDLE_TTL", idle_ttl)
+    reach = partial(lifecycle.reach, patience, idle_ttl=ttl)
+    return Connected(model, reach, patience, cpu_path=cpu_path, **options)
 
 
 def knobs_set() -> dict[str, str]:
@@ -326,6 +350,12 @@ def _answer(body: bytes) -> dict[str, object]:
 
 
 def _memory(text: bytes) -> int:
-    file = os.memfd_create("firesteel", os.MFD_CLOEXEC)
-    os.write(file, text)
+    """A file without a name; a Python that was built for an old libc has no memfd_create."""
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("firesteel", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as made:
+            file = os.dup(made.fileno())
+    with open(file, "wb", closefd=False) as whole:
+        whole.write(text)
     return file

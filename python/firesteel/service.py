@@ -242,19 +242,18 @@ class Service:
         }
 
     def _close_idle(self, seconds: float) -> int:
-        """Those without rows that nobody has opened for that long."""
-        now = time.monotonic()
+        """Those without rows that have had none, and that nobody has opened, for that long."""
         with self._lock:
-            idle = [
-                key
-                for key, model in self._models.items()
-                if model.ready.is_set() and now - model.used >= seconds and self._server.rows(model.number) == 0
-            ]
+            idle = [key for key, model in self._models.items() if model.ready.is_set() and self._idle(model, seconds)]
             models = [self._models.pop(key) for key in idle]
         for model in models:
             self._close(model)
             log.info("closed %s", model.name)
         return len(models)
+
+    def _idle(self, model: _Model, seconds: float) -> bool:
+        rows, since_row = self._server.use(model.number)
+        return rows == 0 and min(since_row, time.monotonic() - model.used) >= seconds
 
     def _close(self, model: _Model) -> None:
         self._server.retire(model.number)
@@ -271,7 +270,9 @@ class Service:
             for model in self._models.values():
                 if model.number == number and model.ready.is_set():
                     return {"stats": model.engine.stats()}
-        raise RequestError(f"model {number!r} is not open in the manager")
+        raise RequestError(
+            f"model {number!r} is not open in the manager; it was released, and opens again with the next rows"
+        )
 
     def _stats(self) -> dict[str, object]:
         with self._lock:
@@ -280,7 +281,7 @@ class Service:
                     "name": model.name,
                     "numerics": model.engine.numerics,
                     "seconds": model.seconds,
-                    "rows": self._server.rows(model.number),
+                    "rows": self._server.use(model.number)[0],
                     "stats": model.engine.stats(),
                 }
                 for model in self._models.values()

@@ -2,6 +2,7 @@
  * side, and what a peer may send that knows no manners. */
 #define _GNU_SOURCE
 #include "engine_kit.h"
+#include "gate.h"
 
 #include "manager/client.h"
 #include "manager/packet.h"
@@ -58,13 +59,15 @@ static int dial(const manager *m) {
     return fd;
 }
 
-static fs_client *client_of(const manager *m) {
+static fs_client *patient_client_of(const manager *m, double patience) {
     fs_client *c = NULL;
-    CHECK_OK(fs_client_new(&c, "test 1", 20));
+    CHECK_OK(fs_client_new(&c, "test 1", patience));
     CHECK_OK(fs_client_connect(c, dial(m)));
     CHECK_INT(fs_client_manager_pid(c), getpid());
     return c;
 }
+
+static fs_client *client_of(const manager *m) { return patient_client_of(m, 20); }
 
 typedef struct {
     fs_client_job *job;
@@ -89,6 +92,14 @@ static void receive_rows(fs_client *c, sent *s, request *q) {
     memcpy(q->out, s->out, s->bytes);
     fs_client_job_free(s->job);
     fs_client_give(c, s->out);
+}
+
+static void rows_come_right(fs_client *c, const char *when) {
+    static request q;
+    make_rows(&q, 5, ROWS);
+    sent s = send_rows(c, &q, &MEAN);
+    receive_rows(c, &s, &q);
+    check_same(&q, &reference_rows, &MEAN, when);
 }
 
 static void results_have_the_engines_bits(void) {
@@ -188,9 +199,7 @@ static void wrong_requests_fail_alone(void) {
     CHECK_FAILS(fs_client_job_wait(j, 60, &done), FS_MANAGER, "not open in the manager");
     fs_client_job_free(j);
     fs_client_give(c, out);
-    sent s = send_rows(c, &q, &MEAN); /* the connection is as good as before */
-    receive_rows(c, &s, &q);
-    check_same(&q, &reference_rows, &MEAN, "behind wrong requests");
+    rows_come_right(c, "behind wrong requests");
     fs_client_free(c);
     manager_close(&m);
 }
@@ -310,9 +319,7 @@ static void a_client_outlives_its_manager(void) {
     CHECK_OK(fs_server_serve(m.server, MODEL, m.engine));
     CHECK_OK(fs_client_connect(c, dial(&m)));
     fs_client_give(c, s.out);
-    s = send_rows(c, &q, &MEAN);
-    receive_rows(c, &s, &q);
-    check_same(&q, &reference_rows, &MEAN, "behind a new manager");
+    rows_come_right(c, "behind a new manager");
     fs_client_free(c);
     manager_close(&m);
 }
@@ -331,9 +338,7 @@ static void a_released_model_says_so(void) {
     fs_client_job_free(s.job);
     fs_client_give(c, s.out);
     CHECK_OK(fs_server_serve(m.server, MODEL, m.engine));
-    s = send_rows(c, &q, &MEAN);
-    receive_rows(c, &s, &q);
-    check_same(&q, &reference_rows, &MEAN, "of a model that was opened again");
+    rows_come_right(c, "of a model that was opened again");
     fs_client_free(c);
     manager_close(&m);
 }
@@ -446,12 +451,8 @@ static void hostile_numbers_crash_nothing(void) {
         close(fd);
     }
     fs_segment_close(&memory);
-    static request rows; /* nobody else has felt anything */
-    fs_client *c = client_of(&m);
-    make_rows(&rows, 5, ROWS);
-    sent s = send_rows(c, &rows, &MEAN);
-    receive_rows(c, &s, &rows);
-    check_same(&rows, &reference_rows, &MEAN, "behind hostile peers");
+    fs_client *c = client_of(&m); /* nobody else has felt anything */
+    rows_come_right(c, "behind hostile peers");
     fs_client_free(c);
     manager_close(&m);
 }
@@ -469,6 +470,26 @@ static void a_manager_that_is_silent_is_given_up(void) {
     close(m.listening);
 }
 
+static void who_has_sent_too_much_is_told_to_wait(void) {
+    enum { JOBS = 4150 }; /* more than the manager holds of one worker: it no longer reads what this one sends */
+    static request q;
+    static sent s[JOBS];
+    manager m;
+    int done;
+    manager_open(&m, &(setup){ .threads = 1 }, 0);
+    fs_client *c = patient_client_of(&m, 1.5);
+    gate_put(m.engine);
+    make_rows(&q, 5, 1);
+    for (int i = 0; i < JOBS; i++) s[i] = send_rows(c, &q, &MEAN);
+    CHECK_OK(fs_client_job_wait(s[JOBS - 1].job, 4, &done));
+    CHECK_INT(done, 0);
+    gate_set(0);
+    for (int i = 0; i < JOBS; i++) receive_rows(c, &s[i], &q);
+    rows_come_right(c, "of a full connection");
+    fs_client_free(c);
+    manager_close(&m);
+}
+
 TESTS({ "results_have_the_engines_bits", results_have_the_engines_bits },
       { "rows_that_come_again_are_known", rows_that_come_again_are_known },
       { "a_wrong_row_is_told_whether_others_are_known_or_not", a_wrong_row_is_told_whether_others_are_known_or_not },
@@ -480,4 +501,5 @@ TESTS({ "results_have_the_engines_bits", results_have_the_engines_bits },
       { "who_breaks_the_rules_is_cut_off", who_breaks_the_rules_is_cut_off },
       { "segments_are_believed_only_when_sealed", segments_are_believed_only_when_sealed },
       { "hostile_numbers_crash_nothing", hostile_numbers_crash_nothing },
-      { "a_manager_that_is_silent_is_given_up", a_manager_that_is_silent_is_given_up })
+      { "a_manager_that_is_silent_is_given_up", a_manager_that_is_silent_is_given_up },
+      { "who_has_sent_too_much_is_told_to_wait", who_has_sent_too_much_is_told_to_wait })

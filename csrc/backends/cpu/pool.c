@@ -17,6 +17,7 @@
 #define _GNU_SOURCE
 #include "backends/cpu/pool.h"
 #include "base/alloc.h"
+#include "base/clock.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -66,15 +67,9 @@ static void futex_wake(_Atomic uint32_t *word, int threads) {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, threads, NULL, NULL, 0);
 }
 
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 static void count_busy(claimer *me, int64_t since) {
     int64_t busy = atomic_load_explicit(&me->busy_ns, memory_order_relaxed);
-    atomic_store_explicit(&me->busy_ns, busy + now_ns() - since, memory_order_relaxed);
+    atomic_store_explicit(&me->busy_ns, busy + fs_now_ns() - since, memory_order_relaxed);
 }
 
 static int unclaimed(fs_pool *p) { return (uint32_t)atomic_load_explicit(&p->open, memory_order_relaxed) != 0; }
@@ -91,7 +86,7 @@ static uint32_t claim_and_run(claimer *me) {
         void *context = atomic_load_explicit(&p->context, memory_order_relaxed);
         uint32_t all = atomic_load_explicit(&p->chunks, memory_order_relaxed);
         if (!atomic_compare_exchange_weak(&p->open, &open, open - 1)) continue;
-        if (ran++ == 0) start = now_ns();
+        if (ran++ == 0) start = fs_now_ns();
         chunks = all;
         run(context, (int64_t)(all - (uint32_t)open), me->thread);
     }
@@ -181,7 +176,7 @@ void fs_pool_close(fs_pool *p) {
 }
 
 static void run_alone(fs_pool *p, fs_chunk run, void *context, int64_t chunks) {
-    int64_t start = now_ns();
+    int64_t start = fs_now_ns();
     for (int64_t c = 0; c < chunks; c++) run(context, c, 0);
     count_busy(&p->claimers[0], start);
 }

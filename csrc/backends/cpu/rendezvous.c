@@ -8,6 +8,7 @@
 #include "backends/collectives.h"
 #include "backends/cpu/pool.h"
 #include "base/alloc.h"
+#include "base/clock.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -33,7 +34,6 @@ struct fs_comm {
 
 fs_status fs_rendezvous_open(fs_comm **out, int size, double deadline_seconds) {
     fs_comm *c;
-    pthread_condattr_t attributes;
     *out = NULL;
     if (size < 1 || size > MOST_RANKS)
         return fs_fail(FS_CONFIG, "a tensor group of %d ranks cannot be made; it takes 1 to %d", size, MOST_RANKS);
@@ -41,10 +41,7 @@ fs_status fs_rendezvous_open(fs_comm **out, int size, double deadline_seconds) {
     c->size = size;
     c->deadline = deadline_seconds;
     pthread_mutex_init(&c->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&c->turned, &attributes);
-    pthread_condattr_destroy(&attributes);
+    fs_cond_init(&c->turned);
     *out = c;
     return FS_OK;
 }
@@ -98,17 +95,6 @@ static void spin_past(fs_comm *c, unsigned turn) {
     for (int i = 0; i < FS_SPINS && atomic_load(&c->turn) == turn && !atomic_load(&c->broken); i++) fs_pause();
 }
 
-static struct timespec after(double seconds) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    if (seconds < 0) seconds = 0;
-    if (seconds > 1e9) seconds = 1e9;
-    int64_t ns = t.tv_nsec + (int64_t)((seconds - (double)(int64_t)seconds) * 1e9);
-    t.tv_sec += (time_t)seconds + ns / 1000000000;
-    t.tv_nsec = ns % 1000000000;
-    return t;
-}
-
 static fs_status arrive(fs_comm *c, int rank, fs_view x) {
     fs_status st = FS_OK;
     pthread_mutex_lock(&c->lock);
@@ -130,7 +116,7 @@ static fs_status arrive(fs_comm *c, int rank, fs_view x) {
     pthread_mutex_unlock(&c->lock);
     spin_past(c, turn);
     pthread_mutex_lock(&c->lock);
-    struct timespec until = after(c->deadline);
+    struct timespec until = fs_deadline(c->deadline);
     while (atomic_load(&c->turn) == turn && !atomic_load(&c->broken))
         if (pthread_cond_timedwait(&c->turned, &c->lock, &until) == ETIMEDOUT && atomic_load(&c->turn) == turn &&
             !atomic_load(&c->broken))

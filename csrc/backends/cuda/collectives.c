@@ -21,6 +21,7 @@
 #include "backends/cuda/nccl_api.h"
 #include "backends/cuda/ops_inside.h"
 #include "base/alloc.h"
+#include "base/clock.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -44,11 +45,7 @@ struct fs_comm {
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
 static fs_comm *open_groups;
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
+static double now(void) { return (double)fs_now_ns() * 1e-9; }
 
 static void rest(void) {
     const struct timespec t = { .tv_nsec = POLL_NS };

@@ -22,6 +22,7 @@ from ._worker import ignore_keys_of_session
 OUTPUTS = ("all", "first", "last", "mean")
 ON_ERROR = ("fail", "null")
 MAX_ERRORS = 0.5
+ENGINE = dict(devices="auto", parallel="auto", dtype="auto", max_memory=None, threads=None, cpu_path=None)
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def _job(
     options: dict[str, object],
 ) -> Job:
     """`request`: the options of the task with their defaults; `options`: what the user said."""
-    engine = dict.fromkeys(("devices", "parallel", "dtype"), "auto")
-    engine |= dict.fromkeys(("max_memory", "threads", "cpu_path"))
+    engine = dict(ENGINE)
     shared: dict[str, object] = {"manager": True}
     faults: dict[str, object] = dict(details=False, on_error=None, max_errors=MAX_ERRORS)
     refuse_unknown(said_by, options, [*request, *engine, *shared, *faults])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from . import _worker
 from ._everywhere import everywhere
-from ._options import embed_job
+from ._options import ENGINE, embed_job, refuse_unknown
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,6 +24,7 @@ def warm(spark: "SparkSession", model: str | os.PathLike[str], **options: object
     >>> firesteel.warm(spark, model)
     1
     """
+    refuse_unknown("warm", options, list(ENGINE))
     job = embed_job(model, said_by="warm", **options)
     name, engine = job.model, job.engine
 
