@@ -18,6 +18,8 @@
 #include "base/status.h"
 #include "base/view.h"
 
+#include <stdatomic.h>
+
 typedef struct fs_backend fs_backend;
 typedef struct fs_ops fs_ops;
 typedef struct fs_queue fs_queue; /* each backend defines its own */
@@ -88,6 +90,10 @@ struct fs_backend {
     /* Host memory that copies can run from and to while the host works; charged as STAGING, or as HOST. */
     fs_status (*alloc_pinned)(fs_device *d, fs_charge charge, size_t bytes, fs_memory *out);
     void (*release)(fs_device *d, fs_memory *m); /* either kind; a zeroed one is fine; *m is zeroed */
+
+    /* Takes part, in d's thread, in what `other` computes, another device of the same engine, until *stop is set or there has
+     * been nothing to do for a moment; the nanoseconds it has worked. NULL: devices of this kind work alone. */
+    int64_t (*help)(fs_device *d, fs_device *other, const atomic_int *stop);
 
     fs_status (*queue_new)(fs_device *d, fs_queue **out);
     void (*queue_free)(fs_queue *q); /* NULL is fine; waits for what is enqueued */

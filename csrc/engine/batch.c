@@ -50,7 +50,7 @@ static void dispatch(fs_batch *b, fs_stage *stage) {
     for (int r = 0; r < ranks; r++) {
         fs_part *part = &stage->parts[r];
         fs_works_add(&part->driver->fifo, (fs_work){ .batch = b, .part = part, .slot = slot });
-        pthread_cond_signal(&part->driver->wake);
+        fs_driver_call(part->driver);
     }
 }
 
@@ -238,5 +238,5 @@ void fs_batch_part_done(fs_batch *b, fs_part *part, fs_slot *slot) {
     STAILQ_INSERT_HEAD(&replica->free, b, link);
     pthread_cond_signal(&e->work);
     if (--e->open_batches == 0 && e->stopping)
-        for (int i = 0; i < e->device_count; i++) pthread_cond_signal(&e->drivers[i].wake);
+        for (int i = 0; i < e->device_count; i++) fs_driver_call(&e->drivers[i]);
 }

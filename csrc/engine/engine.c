@@ -54,7 +54,7 @@ static fs_status open_devices(fs_engine *e, const fs_engine_options *o) {
         FS_TRY(c->backend->open(&d->device, &c->options));
         d->engine = e;
         d->threads = c->options.threads;
-        pthread_cond_init(&d->wake, NULL);
+        fs_cond_init(&d->wake);
     }
     return FS_OK;
 }
@@ -214,7 +214,7 @@ static void stop(fs_engine *e) {
     }
     pthread_cond_broadcast(&e->work);
     pthread_cond_broadcast(&e->room);
-    for (int d = 0; d < e->device_count; d++) pthread_cond_broadcast(&e->drivers[d].wake);
+    for (int d = 0; d < e->device_count; d++) fs_driver_call(&e->drivers[d]);
     while (e->visitors > 0) pthread_cond_wait(&e->other, &e->lock);
     pthread_mutex_unlock(&e->lock);
     if (e->scheduler_started) pthread_join(e->scheduler, NULL);

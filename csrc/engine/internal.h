@@ -212,6 +212,8 @@ struct fs_driver {
     fs_works fifo;   /* dispatched, to be enqueued */
     fs_works flight; /* enqueued, to be waited for; the driver's own */
     int ahead;       /* the driver's own: enqueue before waiting */
+    int working;     /* it enqueues: on a CPU, it computes */
+    atomic_int called; /* there is something for it: to end its help of others */
     int64_t busy_ns;
 };
 
@@ -307,5 +309,6 @@ fs_status fs_part_prepare(fs_part *p);
 /* scheduler.c, driver.c */
 void *fs_scheduler_main(void *engine);
 void *fs_driver_main(void *driver);
+void fs_driver_call(fs_driver *d); /* under the lock: there is something for it */
 
 #endif

@@ -1,6 +1,9 @@
 /* The engine over the CPU backend, on a tiny random BERT: the same bits on every path, and what callers see. */
 #include "engine_kit.h"
 
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/pool.h"
+
 #include <math.h>
 #include <poll.h>
 #include <time.h>
@@ -79,7 +82,9 @@ static void a_slot_is_free_when_its_carry_has_left(void) {
         fs_engine *e = opened(&model, &two);
         fs_backend late = fs_cpu_backend;
         late.event_wait = late_wait;
+        pthread_mutex_lock(&e->lock); /* an idle driver looks at it too */
         e->replicas[0].stages[1].parts[0].driver->device->backend = &late;
+        pthread_mutex_unlock(&e->lock);
         make_rows(&q, 5, ROWS);
         run(e, &q, &MEAN);
         check_same(&q, &reference_rows, &MEAN, slots[n]);
@@ -399,6 +404,45 @@ static void the_eventfd_announces(void) {
     end();
 }
 
+/* Two chunks that wait for each other: a device of one thread cannot do them alone. */
+static struct {
+    fs_ops original;
+    atomic_int begun, met, calls;
+} meeting;
+
+static void meet(void *none, int64_t chunk, int thread) {
+    (void)none, (void)chunk, (void)thread;
+    int64_t until = fs_now_ns() + 20 * INT64_C(1000000000);
+    atomic_fetch_add(&meeting.begun, 1);
+    while (atomic_load(&meeting.begun) % 2 && fs_now_ns() < until) fs_pause();
+    if (fs_now_ns() < until) atomic_fetch_add(&meeting.met, 1);
+}
+
+static fs_status met(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
+    atomic_fetch_add(&meeting.calls, 1);
+    fs_pool_run(fs_cpu(s->device)->pool, meet, NULL, 2);
+    return meeting.original.gather_norm(s, y, tables, n, norm);
+}
+
+static void an_idle_device_helps_the_other(void) {
+    static request q;
+    start();
+    const setup s = { .devices = { "cpu:0", "cpu:1" }, .device_count = 2, .parallel = "split", .threads = 1 };
+    fs_engine *e = opened(&model, &s);
+    memset(&meeting, 0, sizeof meeting);
+    meeting.original = e->replicas[0].stages[0].ops;
+    e->replicas[0].stages[0].ops.gather_norm = met;
+    for (int i = 0; i < 5; i++) {
+        make_rows(&q, 5, ROWS);
+        run(e, &q, &MEAN);
+        check_same(&q, &reference_rows, &MEAN, "with the other device's help");
+    }
+    CHECK(meeting.calls >= 5);
+    CHECK_INT(meeting.met, 2 * meeting.calls);
+    fs_engine_close(e);
+    end();
+}
+
 static void figures(void) {
     static request q;
     start();
@@ -435,4 +479,5 @@ TESTS({ "any_batch_any_threads", any_batch_any_threads }, { "slots_and_modes", s
       { "weights_are_loaded_once", weights_are_loaded_once }, { "tensor_shards", tensor_shards },
       { "duplicates_are_computed_once", duplicates_are_computed_once }, { "many_callers", many_callers },
       { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
-      { "the_eventfd_announces", the_eventfd_announces }, { "figures", figures })
+      { "the_eventfd_announces", the_eventfd_announces },
+      { "an_idle_device_helps_the_other", an_idle_device_helps_the_other }, { "figures", figures })

@@ -3,6 +3,7 @@
 #include "backends/cpu/pool.h"
 #include "test.h"
 
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -47,7 +48,7 @@ static void every_chunk_runs_once(void) {
     tally t = { 0 };
     for (size_t n = 0; n < sizeof threads / sizeof *threads; n++) {
         fs_pool *pool;
-        CHECK_OK(fs_pool_open(&pool, threads[n], 64));
+        CHECK_OK(fs_pool_open(&pool, threads[n], 0, 64));
         CHECK_INT(fs_pool_threads(pool), threads[n] ? threads[n] : 1);
         for (int again = 0; again < 20; again++)
             for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++)
@@ -61,7 +62,7 @@ static void every_chunk_runs_once(void) {
 static void jobs_follow_closely(void) {
     fs_pool *pool;
     tally t = { 0 };
-    CHECK_OK(fs_pool_open(&pool, 4, 64));
+    CHECK_OK(fs_pool_open(&pool, 4, 0, 64));
     t.pool = pool;
     for (int job = 0; job < 5000; job++) {
         int64_t chunks = 1 + job % 9;
@@ -76,7 +77,7 @@ static void parked_helpers_come_back(void) {
     fs_pool *pool;
     tally t = { .work = 2000 };
     struct timespec nap = { .tv_nsec = 3000000 };
-    CHECK_OK(fs_pool_open(&pool, 3, 64));
+    CHECK_OK(fs_pool_open(&pool, 3, 0, 64));
     for (int i = 0; i < 20; i++) {
         CHECK_INT(run_and_count(pool, &t, 12), 0);
         nanosleep(&nap, NULL); /* long after the last spin */
@@ -106,14 +107,67 @@ static int helper_comes(fs_pool *pool) {
 
 static void helpers_take_part(void) {
     fs_pool *pool;
-    CHECK_OK(fs_pool_open(&pool, 2, 64));
+    CHECK_OK(fs_pool_open(&pool, 2, 0, 64));
     for (int i = 0; i < 20; i++) CHECK(helper_comes(pool));
+    fs_pool_close(pool);
+}
+
+typedef struct {
+    fs_pool *pool;
+    int number;
+    atomic_int stop, ended;
+    int64_t took;
+} guest;
+
+static void *helps(void *guest_) {
+    guest *g = guest_;
+    while (!atomic_load(&g->stop)) g->took += fs_pool_help(g->pool, g->number, &g->stop);
+    atomic_store(&g->ended, 1);
+    return NULL;
+}
+
+/* With one thread of its own, a pool still has as many as there are guests. */
+static void guests_take_part(void) {
+    pthread_t threads[2];
+    guest guests[2];
+    tally t = { .work = 200 };
+    fs_pool *pool;
+    CHECK_OK(fs_pool_open(&pool, 1, 2, 64));
+    CHECK_INT(fs_pool_threads(pool), 3);
+    for (int i = 0; i < 20; i++) CHECK_INT(run_and_count(pool, &t, 50), 0); /* nobody comes */
+    for (int i = 0; i < 2; i++) {
+        guests[i] = (guest){ .pool = pool, .number = i };
+        pthread_create(&threads[i], NULL, helps, &guests[i]);
+    }
+    for (int i = 0; i < 20; i++) CHECK(helper_comes(pool));
+    for (int i = 0; i < 2000; i++) CHECK_INT(run_and_count(pool, &t, 1 + i % 50), 0);
+    for (int i = 0; i < 2; i++) atomic_store(&guests[i].stop, 1);
+    for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+    CHECK(guests[0].took + guests[1].took > 0);
+    CHECK_INT(run_and_count(pool, &t, 50), 0);
+    fs_pool_close(pool);
+}
+
+/* Long before the job is done: whoever is called has work of his own. */
+static void a_guest_leaves_when_called(void) {
+    pthread_t thread;
+    tally t = { .work = 20000 };
+    fs_pool *pool;
+    CHECK_OK(fs_pool_open(&pool, 1, 1, 64));
+    guest g = { .pool = pool };
+    pthread_create(&thread, NULL, helps, &g);
+    for (int i = 0; i < 10; i++) {
+        if (i == 3) atomic_store(&g.stop, 1);
+        CHECK_INT(run_and_count(pool, &t, 100), 0);
+        if (i == 3) CHECK(atomic_load(&g.ended));
+    }
+    pthread_join(thread, NULL);
     fs_pool_close(pool);
 }
 
 static void scratch_is_private(void) {
     fs_pool *pool;
-    CHECK_OK(fs_pool_open(&pool, 3, 100));
+    CHECK_OK(fs_pool_open(&pool, 3, 0, 100));
     for (int t = 0; t < 3; t++) {
         CHECK_INT((uintptr_t)fs_pool_scratch(pool, t) % 64, 0);
         memset(fs_pool_scratch(pool, t), t, 100);
@@ -126,7 +180,7 @@ static void opening_can_fail(void) {
     fs_pool *pool;
     for (int n = 1;; n++) {
         fs_alloc_fail_at(n);
-        fs_status st = fs_pool_open(&pool, 2, 64);
+        fs_status st = fs_pool_open(&pool, 2, 0, 64);
         fs_alloc_fail_at(0);
         if (st == FS_OK) {
             CHECK(n > 2);
@@ -141,7 +195,7 @@ static void opening_can_fail(void) {
 static void busy_time_is_counted(void) {
     fs_pool *pool;
     tally t = { .work = 20000 };
-    CHECK_OK(fs_pool_open(&pool, 2, 64));
+    CHECK_OK(fs_pool_open(&pool, 2, 0, 64));
     CHECK_INT(fs_pool_busy_ns(pool), 0);
     CHECK_INT(run_and_count(pool, &t, 4), 0);
     int64_t some = fs_pool_busy_ns(pool);
@@ -156,7 +210,7 @@ static void signals_reach_the_caller_only(void) {
     tally t = { 0 };
     sigset_t before, after;
     pthread_sigmask(SIG_SETMASK, NULL, &before);
-    CHECK_OK(fs_pool_open(&pool, 2, 64));
+    CHECK_OK(fs_pool_open(&pool, 2, 0, 64));
     CHECK_INT(run_and_count(pool, &t, 8), 0);
     pthread_sigmask(SIG_SETMASK, NULL, &after);
     for (int s = 1; s < 32; s++) CHECK_INT(sigismember(&after, s), sigismember(&before, s));
@@ -175,8 +229,8 @@ static void a_forked_child_has_helpers_of_its_own(void) {}
 static void a_forked_child_has_helpers_of_its_own(void) {
     static tally t;
     fs_pool *used, *fresh;
-    CHECK_OK(fs_pool_open(&used, 3, 64));
-    CHECK_OK(fs_pool_open(&fresh, 3, 64));
+    CHECK_OK(fs_pool_open(&used, 3, 0, 64));
+    CHECK_OK(fs_pool_open(&fresh, 3, 0, 64));
     CHECK_INT(run_and_count(used, &t, 50), 0);
     for (int nap = 0; nap < 2; nap++) {
         if (nap) nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL); /* fork over parked helpers as well */
@@ -215,7 +269,7 @@ static void threads_refused_are_done_without(void) {
         alarm(60);
         if (getuid() == 0 && setuid(65534) != 0) _exit(0);
         setrlimit(RLIMIT_NPROC, &none);
-        if (fs_pool_open(&pool, 4, 64) != FS_OK) _exit(1);
+        if (fs_pool_open(&pool, 4, 0, 64) != FS_OK) _exit(1);
         int bad = run_and_count(pool, &t, 50) + run_and_count(pool, &t, 3);
         fs_pool_close(pool);
         _exit(bad != 0);
@@ -242,7 +296,7 @@ static void handing_over_is_cheap(void) {
     enum { RUNS = sizeof took / sizeof *took };
     for (int threads = 1; threads <= 2; threads++) {
         fs_pool *pool;
-        CHECK_OK(fs_pool_open(&pool, threads, 64));
+        CHECK_OK(fs_pool_open(&pool, threads, 0, 64));
         fs_pool_run(pool, nothing, NULL, 4);
         for (int i = 0; i < RUNS; i++) {
             int64_t start = now_ns();
@@ -259,6 +313,7 @@ static void handing_over_is_cheap(void) {
 
 TESTS({ "every_chunk_runs_once", every_chunk_runs_once }, { "jobs_follow_closely", jobs_follow_closely },
       { "parked_helpers_come_back", parked_helpers_come_back }, { "helpers_take_part", helpers_take_part },
+      { "guests_take_part", guests_take_part }, { "a_guest_leaves_when_called", a_guest_leaves_when_called },
       { "scratch_is_private", scratch_is_private }, { "opening_can_fail", opening_can_fail },
       { "busy_time_is_counted", busy_time_is_counted },
       { "signals_reach_the_caller_only", signals_reach_the_caller_only },

@@ -35,6 +35,7 @@ typedef struct {
     fs_device head;
     const fs_kernels *kernels;
     fs_pool *pool;
+    int index;               /* which part of the host */
     int delay, poison;       /* test modes */
     pthread_mutex_t running; /* held while a call runs: the pool has one caller at a time */
     pthread_mutex_t lock;    /* of blocks */

@@ -99,7 +99,8 @@ static fs_status device_open(fs_device **out, const fs_device_options *o) {
     d->poison = (int)poison;
     FS_GO(fs_cpu_path_find(o->path && *o->path ? o->path : fs_knob_text(FS_KNOB_CPU_PATH), &d->kernels));
     snprintf(d->head.numerics, sizeof d->head.numerics, "cpu %s", d->kernels->name);
-    if (!o->outline) FS_GO(fs_pool_open(&d->pool, threads, FS_CPU_SCRATCH));
+    d->index = o->index;
+    if (!o->outline) FS_GO(fs_pool_open(&d->pool, threads, of - 1, FS_CPU_SCRATCH));
     *out = &d->head;
     d = NULL;
 done:
@@ -228,6 +229,12 @@ static fs_status poison(fs_queue *q, void *at, size_t bytes) {
     return bytes ? fs_cpu_enqueue(q, run_poison, &a, sizeof a) : FS_OK;
 }
 
+/* The other parts of the host are guests 0, 1, ... of a part, itself left out. */
+static int64_t help(fs_device *head, fs_device *other, const atomic_int *stop) {
+    const int me = fs_cpu(head)->index, it = fs_cpu(other)->index;
+    return fs_pool_help(fs_cpu(other)->pool, me < it ? me : me - 1, stop);
+}
+
 static fs_status comm_open(fs_comm **out, fs_device *const ranks[], int size, double deadline_seconds) {
     for (int r = 0; r < size; r++)
         if (ranks[r]->backend != &fs_cpu_backend)
@@ -260,6 +267,7 @@ const fs_backend fs_cpu_backend = {
     .download = copy,
     .peer_copy = peer_copy,
     .poison = poison,
+    .help = help,
     .weight_bytes = fs_cpu_weight_bytes,
     .weight_begin = fs_cpu_weight_begin,
     .weight_fill = fs_cpu_weight_fill,

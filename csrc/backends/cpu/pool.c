@@ -41,10 +41,10 @@ typedef struct {
 } claimer;
 
 struct fs_pool {
-    claimer *claimers; /* [threads]; 0 is the caller */
-    char *scratch;     /* [threads][scratch_bytes], pages untouched until used */
+    claimer *claimers; /* [threads + guests]; 0 is the caller */
+    char *scratch;     /* [threads + guests][scratch_bytes], pages untouched until used */
     size_t scratch_bytes;
-    int threads, started; /* helpers 1 ... started run */
+    int threads, guests, started; /* helpers 1 ... started run */
     pid_t pid;            /* of the process whose helpers they are; 0: none yet */
 
     _Alignas(LINE) _Atomic uint64_t open;
@@ -74,12 +74,12 @@ static void count_busy(claimer *me, int64_t since) {
 
 static int unclaimed(fs_pool *p) { return (uint32_t)atomic_load_explicit(&p->open, memory_order_relaxed) != 0; }
 
-/* Claims and runs chunks until there are none; returns how many it ran. */
-static uint32_t claim_and_run(claimer *me) {
+/* Claims and runs chunks until there are none, or *stop (NULL: never); returns how many it ran. */
+static uint32_t claim_and_run(claimer *me, const atomic_int *stop) {
     fs_pool *p = me->pool;
     uint32_t ran = 0, chunks = 0;
     int64_t start = 0;
-    for (;;) {
+    while (!stop || !atomic_load_explicit(stop, memory_order_relaxed)) {
         uint64_t open = atomic_load_explicit(&p->open, memory_order_acquire);
         if ((uint32_t)open == 0) break;
         fs_chunk run = atomic_load_explicit(&p->run, memory_order_relaxed);
@@ -104,7 +104,7 @@ static void *helper(void *arg) {
     prctl(PR_SET_NAME, name);
     while (!atomic_load(&p->stop)) {
         uint32_t seen = atomic_load(&p->posted);
-        if (claim_and_run(me)) continue;
+        if (claim_and_run(me, NULL)) continue;
         int spins = 0;
         while (spins < FS_SPINS && !unclaimed(p) && !atomic_load_explicit(&p->stop, memory_order_relaxed)) {
             fs_pause();
@@ -140,21 +140,23 @@ static void start(fs_pool *p, pid_t pid) {
     pthread_attr_destroy(&attributes);
 }
 
-fs_status fs_pool_open(fs_pool **out, int threads, size_t scratch_bytes) {
+fs_status fs_pool_open(fs_pool **out, int threads, int guests, size_t scratch_bytes) {
     fs_status st = FS_OK;
     fs_pool *p = NULL;
     *out = NULL;
     FS_GO(fs_alloc_aligned(&p, sizeof *p));
     memset(p, 0, sizeof *p);
     p->threads = threads > 1 ? threads : 1;
+    p->guests = guests;
+    const int claimers = fs_pool_threads(p);
     p->scratch_bytes = (scratch_bytes + LINE - 1) & ~(size_t)(LINE - 1);
-    FS_GO(fs_alloc_aligned(&p->claimers, (size_t)p->threads * sizeof *p->claimers));
-    memset(p->claimers, 0, (size_t)p->threads * sizeof *p->claimers);
-    for (int t = 0; t < p->threads; t++) {
+    FS_GO(fs_alloc_aligned(&p->claimers, (size_t)claimers * sizeof *p->claimers));
+    memset(p->claimers, 0, (size_t)claimers * sizeof *p->claimers);
+    for (int t = 0; t < claimers; t++) {
         p->claimers[t].pool = p;
         p->claimers[t].thread = t;
     }
-    FS_GO(fs_alloc_aligned(&p->scratch, (size_t)p->threads * p->scratch_bytes));
+    FS_GO(fs_alloc_aligned(&p->scratch, (size_t)claimers * p->scratch_bytes));
     *out = p;
     p = NULL;
 done:
@@ -187,7 +189,7 @@ void fs_pool_run(fs_pool *p, fs_chunk run, void *context, int64_t chunks) {
         pid_t pid = getpid();
         if (p->pid != pid) start(p, pid);
     }
-    if (chunks == 1 || chunks > UINT32_MAX || p->started == 0 || p->threads == 1) {
+    if (chunks == 1 || chunks > UINT32_MAX || (p->started == 0 && p->guests == 0)) {
         run_alone(p, run, context, chunks);
         return;
     }
@@ -200,7 +202,7 @@ void fs_pool_run(fs_pool *p, fs_chunk run, void *context, int64_t chunks) {
     atomic_fetch_add(&p->posted, 1);
     if (atomic_load(&p->parked)) futex_wake(&p->posted, chunks - 1 < p->started ? (int)chunks - 1 : p->started);
 
-    claim_and_run(&p->claimers[0]);
+    claim_and_run(&p->claimers[0], NULL);
     uint32_t done;
     for (int spins = 0; (done = atomic_load_explicit(&p->done, memory_order_acquire)) != (uint32_t)chunks; spins++) {
         if (spins < FS_SPINS) {
@@ -213,12 +215,23 @@ void fs_pool_run(fs_pool *p, fs_chunk run, void *context, int64_t chunks) {
     }
 }
 
-int fs_pool_threads(const fs_pool *p) { return p->threads; }
+int64_t fs_pool_help(fs_pool *p, int guest, const atomic_int *stop) {
+    claimer *me = &p->claimers[p->threads + guest];
+    const int64_t before = atomic_load_explicit(&me->busy_ns, memory_order_relaxed);
+    for (int spins = 0; spins < FS_SPINS && !atomic_load_explicit(stop, memory_order_relaxed); spins++) {
+        if (claim_and_run(me, stop)) spins = 0;
+        else fs_pause();
+    }
+    return atomic_load_explicit(&me->busy_ns, memory_order_relaxed) - before;
+}
+
+int fs_pool_threads(const fs_pool *p) { return p->threads + p->guests; }
 
 void *fs_pool_scratch(fs_pool *p, int thread) { return p->scratch + (size_t)thread * p->scratch_bytes; }
 
 int64_t fs_pool_busy_ns(const fs_pool *p) {
     int64_t sum = 0;
-    for (int t = 0; t < p->threads; t++) sum += atomic_load_explicit(&p->claimers[t].busy_ns, memory_order_relaxed);
+    for (int t = 0; t < fs_pool_threads(p); t++)
+        sum += atomic_load_explicit(&p->claimers[t].busy_ns, memory_order_relaxed);
     return sum;
 }
