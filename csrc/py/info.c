@@ -1,4 +1,5 @@
-/* info.c - module functions that tell what there is, without opening it (but for gpus(), cublaslt(), nccl()), and the golden trace. */
+/* info.c - module functions that tell what there is, without opening it (but for gpus(), gpu_ids(), cublaslt(), nccl()),
+ * and the golden trace. */
 #include "py/py.h"
 
 #include "backends/backend.h"
@@ -6,6 +7,7 @@
 #include "backends/cuda/cublaslt_api.h"
 #include "backends/cuda/images.h"
 #include "backends/cuda/nccl_api.h"
+#include "backends/devices.h"
 #include "base/alloc.h"
 #include "base/host.h"
 #include "base/knobs.h"
@@ -153,6 +155,63 @@ static PyObject *gpus(PyObject *module, PyObject *Py_UNUSED(none)) {
     return list ? Py_BuildValue("{s:i,s:N}", "cuda", version, "gpus", list) : NULL;
 }
 
+/* "GPU-01234567-89ab-...", as nvidia-smi -L writes it. */
+enum { UUID_BYTES = 16, ID_ROOM = 64 };
+
+static void write_id(char out[ID_ROOM], const unsigned char uuid[UUID_BYTES]) {
+    int n = snprintf(out, ID_ROOM, "GPU");
+    for (int i = 0; i < UUID_BYTES; i++) {
+        const char *dash = i == 0 || i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "";
+        n += snprintf(out + n, (size_t)(ID_ROOM - n), "%s%02x", dash, uuid[i]);
+    }
+}
+
+/* Of the devices that are GPUs; *count is 0 where they are CPUs. */
+static fs_status read_ids(char out[][ID_ROOM], fs_device_choice *choices, int *count, const char *const *names, int n) {
+    const fs_cu_api *cu;
+    FS_TRY(fs_devices_resolve(names, n, &(fs_device_options){ 0 }, choices, count));
+    if (choices[0].backend != &fs_cuda_backend) *count = 0;
+    if (*count) FS_TRY(fs_cu_open(&cu));
+    for (int i = 0; i < *count; i++) {
+        unsigned char uuid[UUID_BYTES] = { 0 };
+        int handle;
+        char named[32];
+        snprintf(named, sizeof named, "cuda:%d", choices[i].options.index);
+        FS_TRY(fs_cu_check(cu, cu->device_get(&handle, choices[i].options.index), named, "finding it"));
+        FS_TRY(fs_cu_check(cu, cu->device_uuid(uuid, handle), named, "asking for its UUID"));
+        write_id(out[i], uuid);
+    }
+    return FS_OK;
+}
+
+PyDoc_STRVAR(
+    gpu_ids_doc,
+    "gpu_ids(devices)\n--\n\n[('cuda:0', 'GPU-...')]: of the GPUs that an engine with these devices (words, as for\n"
+    "Engine) would open, the names that it has for them and the UUIDs that every process has for them. Empty\n"
+    "where they are CPUs. Opens the CUDA driver, and no GPU. Raises ConfigError and DeviceError as Engine would.");
+
+static PyObject *gpu_ids(PyObject *module, PyObject *devices) {
+    char ids[FS_DEVICES_MAX][ID_ROOM];
+    fs_device_choice choices[FS_DEVICES_MAX];
+    const char **names = NULL;
+    int n = 0, count = 0;
+    fs_status st;
+    PyObject *list = NULL, *keep = PyList_New(0);
+    if (!keep || fs_py_strings_from(&names, &n, devices, "devices", keep) < 0) goto done;
+    Py_BEGIN_ALLOW_THREADS
+    st = read_ids(ids, choices, &count, names, n);
+    Py_END_ALLOW_THREADS
+    list = st == FS_OK ? PyList_New(0) : fs_py_raise(fs_py_state_of(module), st);
+    for (int i = 0; list && i < count; i++) {
+        PyObject *name = PyUnicode_FromFormat("cuda:%d", choices[i].options.index);
+        if (append(list, name ? Py_BuildValue("(Ns)", name, ids[i]) : NULL) < 0) Py_CLEAR(list);
+    }
+done:
+    fs_free(names);
+    Py_XDECREF(keep);
+    return list;
+}
+
 PyDoc_STRVAR(cublaslt_doc,
              "cublaslt()\n--\n\nOpens cuBLASLt, which GPUs use for products where it is there: {'version': 120901 for\n"
              "12.9.1, 'file': where it was found}. Raises DeviceError where it is not found, or kept out by\n"
@@ -264,6 +323,7 @@ PyMethodDef fs_py_functions[] = {
       fs_py_check_options_doc },
     { "cublaslt", cublaslt, METH_NOARGS, cublaslt_doc },
     { "devices", devices, METH_NOARGS, devices_doc },
+    { "gpu_ids", gpu_ids, METH_O, gpu_ids_doc },
     { "gpus", gpus, METH_NOARGS, gpus_doc },
     { "host", host, METH_NOARGS, host_doc },
     { "knobs", knobs, METH_NOARGS, knobs_doc },

@@ -103,10 +103,13 @@ def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what co
 # paths best first, as (name, None or why it cannot run here)
 def host() -> dict[str, object]: ...
 
-# The next three open what they ask: the CUDA driver and, for a moment, each GPU; cuBLASLt; NCCL. DeviceError without.
+# The next four open what they ask: the CUDA driver and, for a moment, each GPU; cuBLASLt; NCCL. DeviceError without.
 # "cuda": 12090 for 12.9; "gpus": name, capability (8, 0), total and free bytes, image (the kernels this build has for
 # it, or None), problem (None, or why an engine cannot use it)
 def gpus() -> dict[str, object]: ...
+
+# (name, UUID) of the GPUs that an engine with these devices would open, [] where they are CPUs; opens the driver only
+def gpu_ids(devices: Sequence[str]) -> list[tuple[str, str]]: ...
 def cublaslt() -> dict[str, object]: ...  # "version": 120901 for 12.9.1; "file": where it was found
 def nccl() -> int: ...  # 22705 for 2.27.5
 def knobs() -> list[dict[str, str]]: ...  # name, default, what it does

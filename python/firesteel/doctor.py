@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import _core
+from .claims import found, size_text
 from .lifecycle import call, directory_path
 from .service import build
 
@@ -75,6 +76,7 @@ def report() -> list[tuple[str, list[tuple[str, str]]]]:
         ("libraries", _libraries()),
         ("spark", _spark()),
         ("managers", _managers()),
+        ("claims", _claims()),
     ]
 
 
@@ -326,6 +328,25 @@ def _manager(path: str) -> tuple[str, str] | None:
         f"at most {_gib(said['peak_memory'])}; {models or 'no model'}"
     )
     return f"process {said['pid']}", text
+
+
+def _claims() -> list[tuple[str, str]]:
+    """What engines of all processes of this host say that they hold of its GPUs."""
+    try:
+        records = found()
+    except FileNotFoundError:
+        records = []
+    except OSError as error:
+        return [("none", f"{error.filename}: cannot be read ({error.strerror})")]
+    lines = [
+        (
+            f"process {record.process.pid}",
+            f"user {record.uid}, {record.model}, {uuid} (its {gpu}): {size_text(size)}; firesteel {record.build}",
+        )
+        for record in records
+        for uuid, (gpu, size) in record.gpus.items()
+    ]
+    return lines or [("none", "no engine holds a GPU")]
 
 
 def java() -> tuple[str | None, str | None]:

@@ -22,6 +22,7 @@ import numpy as np
 from . import _core
 from ._core import ConfigError, Error, RequestError
 from .checkpoint import Checkpoint, pooling_modes
+from .claims import Claim, open_engine
 from .options import engine_options
 from .placement import Placement, placement_of
 from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
@@ -79,7 +80,7 @@ class Engine:
             set_threads(int(tokenizing))
         self._open(
             checkpoint,
-            lambda: _core.Engine(
+            lambda: self._claimed(
                 config=checkpoint.config,
                 tensors=checkpoint.tensors,
                 files=checkpoint.files,
@@ -88,7 +89,12 @@ class Engine:
             ),
         )
 
+    def _claimed(self, **options: object) -> _core.Engine:
+        core, self._claim = open_engine(**options)
+        return core
+
     def _open(self, checkpoint: Checkpoint, open_core: Callable[[], _core.Engine]) -> None:
+        self._claim = Claim()
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._tokenizer: Tokenizer | None = None
@@ -230,6 +236,7 @@ class Engine:
     def close(self) -> None:
         """Gives threads and memory back; unfinished calls raise RequestError. Closing twice is fine."""
         self._core.close()
+        self._claim.release()
 
     def __enter__(self) -> Engine:
         return self

@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from . import _core, lifecycle
+from . import _core, lifecycle, relay
 from ._core import ConfigError, Error, ManagerError, RequestError
 from .checkpoint import Checkpoint
 from .engine import Engine
@@ -43,6 +43,7 @@ class RemoteCore:
         self._connect = connect
         self._knobs = knobs_set()  # as they are now: a session's are set while an engine opens, and only then
         self._client = _core.Client(build(), patience)
+        self._relay = relay.of_process()
         self._lock = threading.Lock()
         self._opened = 0  # times; a job that failed before the last of them need not open again
         self._closed = False
@@ -83,7 +84,13 @@ class RemoteCore:
         return self._opened
 
     def ask(self, asked: dict[str, object], files: Sequence[int] = ()) -> dict[str, object]:
-        return _answer(self._client.ask(json.dumps(asked).encode(), files))
+        answer = self._client.ask(json.dumps(asked).encode(), files)
+        self._relay.look()
+        return _answer(answer)
+
+    def look(self) -> None:
+        """After each wait: passes on what the manager has warned of."""
+        self._relay.look()
 
     def send(self, arrays: Sequence[np.ndarray], options: dict[str, object]) -> _core.Job:
         return self._client.submit(self._said["model"], *arrays, **options)
@@ -112,10 +119,11 @@ class RemoteCore:
                         self._client.connect(socket.fileno())
                 self._said = self._describe()
                 self._opened += 1
+                self._relay.opened(self._checkpoint.folder, self._said, self._client.manager_pid)
                 return
-            except ManagerError:
+            except ManagerError as error:
                 if not left:
-                    raise
+                    raise self._relay.explained(error) from None
                 self._client.disconnect()
 
     def _describe(self) -> dict[str, object]:
@@ -160,6 +168,7 @@ class RemoteJob:
                 if timeout >= 0 > left:
                     return False
                 self._wait_for(part, left)
+                self._core.look()
                 if timeout == 0 and not part.done:
                     return False
         return True

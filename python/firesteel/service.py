@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 
 from . import _core
 from ._core import Error, OutOfMemory, RequestError
+from .claims import Claim, open_engine
 from .lifecycle import number
 
 log = logging.getLogger("firesteel.manager")
@@ -45,6 +46,7 @@ class _Model:
     name: str
     files: list[int]  # descriptors; a model that streams layers reads them again and again
     engine: _core.Engine | None = None
+    claim: Claim = field(default_factory=Claim)
     error: Error | None = None
     ready: threading.Event = field(default_factory=threading.Event)
     used: float = 0.0  # time.monotonic() of the last open or release of it
@@ -185,11 +187,11 @@ class Service:
             with self._opening:
                 started = time.monotonic()
                 try:
-                    model.engine = self._engine(model, config, tensors, options, knobs)
+                    model.engine, model.claim = self._engine(model, config, tensors, options, knobs)
                 except OutOfMemory:
                     if not self._close_idle(KEPT_SECONDS):
                         raise
-                    model.engine = self._engine(model, config, tensors, options, knobs)
+                    model.engine, model.claim = self._engine(model, config, tensors, options, knobs)
                 model.seconds = time.monotonic() - started
             self._server.serve(model.number, model.engine)
             log.info("opened %s in %.2f s: %s", model.name, model.seconds, model.engine.numerics)
@@ -213,12 +215,12 @@ class Service:
         tensors: list[tuple[object, ...]],
         options: dict[str, object],
         knobs: dict[str, str],
-    ) -> _core.Engine:
+    ) -> tuple[_core.Engine, Claim]:
         known = knobs_of_engines()
         for name in known:  # as the worker has them; ours were those of the first worker
             os.environ.pop(f"FIRESTEEL_{name}", None)
         os.environ.update({f"FIRESTEEL_{name}": value for name, value in knobs.items() if name in known})
-        return _core.Engine(
+        return open_engine(
             config=config,
             tensors=tensors,
             files=[f"/proc/self/fd/{file}" for file in model.files],
@@ -259,6 +261,7 @@ class Service:
         self._server.retire(model.number)
         if model.engine:
             model.engine.close()
+            model.claim.release()
         for file in model.files:
             os.close(file)
         model.files = []

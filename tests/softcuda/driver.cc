@@ -8,6 +8,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <dlfcn.h>
 #include <pthread.h>
 
 world softcuda_world;
@@ -29,10 +30,26 @@ static std::string split(const char *variable, long long *n) {
     return all.substr(0, colon);
 }
 
+/* Of `all` devices those that CUDA_VISIBLE_DEVICES lists by number, up to its first that is none. */
+static std::vector<int> read_visible(int all) {
+    std::vector<int> shown;
+    const char *text = std::getenv("CUDA_VISIBLE_DEVICES");
+    for (int i = 0; !text && i < all; i++) shown.push_back(i);
+    while (text && *text) {
+        char *end;
+        long i = std::strtol(text, &end, 10);
+        if (end == text || (*end && *end != ',') || i < 0 || i >= all) break;
+        shown.push_back(static_cast<int>(i));
+        text = *end ? end + 1 : end;
+    }
+    return shown;
+}
+
 static settings read_settings() {
     settings s = {};
-    s.devices = static_cast<int>(number("SOFTCUDA_DEVICES", 2));
-    if (s.devices > max_devices) s.devices = max_devices;
+    int all = static_cast<int>(number("SOFTCUDA_DEVICES", 2));
+    s.visible = read_visible(all < max_devices ? all : max_devices);
+    s.devices = static_cast<int>(s.visible.size());
     s.capability = static_cast<int>(number("SOFTCUDA_CC", 80));
     s.version = static_cast<int>(number("SOFTCUDA_VERSION", 12090));
     s.memory = static_cast<size_t>(number("SOFTCUDA_MEMORY", 1ll << 30));
@@ -59,7 +76,10 @@ static settings read_settings() {
 static void get_ready() {
     if (w.ready) return;
     w.set = read_settings();
-    for (int i = 0; i < max_devices; i++) w.devices[i].ordinal = i;
+    for (int i = 0; i < max_devices; i++) {
+        w.devices[i].ordinal = i;
+        w.devices[i].number = i < w.set.devices ? w.set.visible[static_cast<size_t>(i)] : i;
+    }
     w.ready = true;
 }
 
@@ -172,7 +192,7 @@ CU(cuGetErrorString, CUresult code, const char **out) {
 CU(cuInit, unsigned flags) {
     ENTER(NEEDS_NOTHING);
     if (flags) return c.refuse(CUDA_ERROR_INVALID_VALUE, "cuInit: flags are 0");
-    if (w.set.devices <= 0) return c.refuse(CUDA_ERROR_NO_DEVICE, "SOFTCUDA_DEVICES is 0");
+    if (w.set.devices <= 0) return c.refuse(CUDA_ERROR_NO_DEVICE, "there are no devices, or all are hidden");
     if (!w.initialised) {
         static std::once_flag once;
         std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { w.forked = w.initialised; }); });
@@ -210,10 +230,16 @@ CU(cuDeviceGetName, char *out, int room, CUdevice ordinal) {
     return c.status;
 }
 
+/* The same in all processes; but where these do not share the memory, other devices in each build of this library. */
 CU(cuDeviceGetUuid_v2, unsigned char out[16], CUdevice ordinal) {
     ENTER_DEVICE(ordinal);
     std::memcpy(out, "softcuda device", 16);
-    out[15] = static_cast<unsigned char>(d->ordinal);
+    Dl_info self;
+    if (!softcuda_is_shared() && dladdr(&softcuda_world, &self)) {
+        size_t hash = std::hash<std::string>()(self.dli_fname);
+        std::memcpy(out, &hash, sizeof hash);
+    }
+    out[15] = static_cast<unsigned char>(d->number);
     return c.status;
 }
 
@@ -225,7 +251,7 @@ CU(cuDeviceTotalMem_v2, size_t *out, CUdevice ordinal) {
 
 CU(cuDeviceGetPCIBusId, char *out, int room, CUdevice ordinal) {
     ENTER_DEVICE(ordinal);
-    std::snprintf(out, static_cast<size_t>(room), "0000:%02X:00.0", d->ordinal + 1);
+    std::snprintf(out, static_cast<size_t>(room), "0000:%02X:00.0", d->number + 1);
     return c.status;
 }
 
@@ -259,7 +285,7 @@ CU(cuDeviceGetAttribute, int *out, int attribute, CUdevice ordinal) {
     case 18: *out = 0; break; /* INTEGRATED */
     case 20: *out = 0; break; /* COMPUTE_MODE: default */
     case 31: *out = 1; break; /* CONCURRENT_KERNELS */
-    case 33: *out = d->ordinal + 1; break; /* PCI_BUS_ID */
+    case 33: *out = d->number + 1; break; /* PCI_BUS_ID */
     case 34: *out = 0; break; /* PCI_DEVICE_ID */
     case 38: *out = 4 << 20; break; /* L2_CACHE_SIZE */
     case 39: *out = 2048; break; /* MAX_THREADS_PER_MULTIPROCESSOR */

@@ -61,6 +61,7 @@ void softcuda_memory_clear(device *d) {
     for (const auto &block : d->memory) give_back(block.first);
     d->memory.clear();
     d->used = 0;
+    softcuda_tell_others(d);
 }
 
 void softcuda_pinned_clear() {
@@ -70,10 +71,15 @@ void softcuda_pinned_clear() {
 
 static size_t rounded(size_t bytes) { return (bytes + align - 1) / align * align; }
 
+static size_t left(const device *d) {
+    size_t used = w.set.used + softcuda_used_by_others(d) + d->used;
+    return used < w.set.memory ? w.set.memory - used : 0;
+}
+
 CU(cuMemGetInfo_v2, size_t *free_bytes, size_t *total) {
     ENTER(NEEDS_CONTEXT);
     *total = w.set.memory;
-    *free_bytes = w.set.memory - w.set.used - c.current->used;
+    *free_bytes = left(c.current);
     return c.status;
 }
 
@@ -82,14 +88,15 @@ CU(cuMemAlloc_v2, CUdeviceptr *out, size_t bytes) {
     device *d = c.current;
     if (!bytes) return c.refuse(CUDA_ERROR_INVALID_VALUE, "cuMemAlloc of 0 bytes");
     if (softcuda_capturing(d, 0)) return c.refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuMemAlloc in a capture");
-    size_t left = w.set.memory - w.set.used - d->used;
-    if (bytes > left || rounded(bytes) > left) {
-        return c.refuse(CUDA_ERROR_OUT_OF_MEMORY, "cuMemAlloc of %zu bytes, %zu are left", bytes, left);
+    size_t room = left(d);
+    if (bytes > room || rounded(bytes) > room) {
+        return c.refuse(CUDA_ERROR_OUT_OF_MEMORY, "cuMemAlloc of %zu bytes, %zu are left", bytes, room);
     }
     void *at = obtain(bytes);
     if (!at) return c.refuse(CUDA_ERROR_OUT_OF_MEMORY, "the host has no %zu bytes", bytes);
     d->memory[reinterpret_cast<uintptr_t>(at)] = bytes;
     d->used += rounded(bytes);
+    softcuda_tell_others(d);
     *out = reinterpret_cast<CUdeviceptr>(at);
     return c.status;
 }
@@ -106,6 +113,7 @@ CU(cuMemFree_v2, CUdeviceptr at) {
         return c.refuse(CUDA_ERROR_INVALID_VALUE, "cuMemFree: %#llx was not allocated on device %d", at, d->ordinal);
     }
     d->used -= rounded(block->second);
+    softcuda_tell_others(d);
     d->memory.erase(block);
     give_back(at);
     return c.status;

@@ -128,6 +128,7 @@ struct capture {
 
 struct device {
     int ordinal = 0, retained = 0;
+    int number = 0; /* of the machine; others than the ordinal where CUDA_VISIBLE_DEVICES hides some */
     size_t used = 0;
     long long launches = 0;
     std::map<uintptr_t, size_t> memory; /* start -> bytes */
@@ -139,6 +140,7 @@ struct device {
 /* What the environment asks for; softcuda_reset() reads it again. */
 struct settings {
     int devices, capability, version;
+    std::vector<int> visible; /* numbers of the machine's devices that are shown, `devices` of them */
     size_t memory, used;
     bool defer, pageable, reverse, talk;
     long long fail_call;
@@ -218,6 +220,13 @@ bool softcuda_inside(const std::map<uintptr_t, size_t> &blocks, uintptr_t at, si
 outcome softcuda_check_guards(device *d, const char *kernel);
 void softcuda_memory_clear(device *d); /* frees all of it */
 void softcuda_pinned_clear();
+
+/* -- others.cc ----------------------------------------------------------------------------------------------------- */
+
+/* What this process has of a device, to be called after each change; what other processes have of it. */
+void softcuda_tell_others(const device *d);
+size_t softcuda_used_by_others(const device *d);
+bool softcuda_is_shared();
 
 /* -- streams.cc ---------------------------------------------------------------------------------------------------- */
 
