@@ -137,6 +137,30 @@ def test_what_was_computed_lately_is_not_computed_again(folder, own):
         assert there["models"][0]["stats"]["rows"] == 14
 
 
+def test_what_a_manager_tells_of_itself(folder):
+    """Rows that wait, how full batches are, what each client had, and what there was of models that are closed."""
+    rows = [[7] * 60] * 10 + tiny.rows(4, [30] * 6000)
+    with firesteel.connect(folder, threads=1) as engine, firesteel.connect(folder, threads=1) as other:
+        pending = engine.start_embed(rows)
+        busy = stats_of(other)
+        pending.result()
+        assert pending.known == (0, 9)
+        other.embed(rows[:20])
+        there = stats_of(other)
+        assert busy["running_rows"] > 0 and busy["waiting_rows"] > 0
+        assert busy["waiting_rows"] == sum(client["waiting_rows"] for client in busy["clients"])
+        assert there["running_rows"] == there["waiting_rows"] == 0 and there["duplicates"] == 9
+        first, second = sorted(there["clients"], key=lambda client: client["connection"])
+        assert (first["done_rows"], first["hits"], first["duplicates"]) == (6010, 0, 9)
+        assert (second["done_rows"], second["hits"], second["duplicates"]) == (20, 20, 0)
+        (model,) = there["models"]
+        assert 0.5 < model["batch_fill"] <= 1 and model["stats"]["batch_tokens"] == 2048
+        totals = there["totals"]
+        assert totals["device_seconds"] > 0 and totals["load_seconds"] == model["seconds"]
+        assert engine._core.ask({"ask": "release"}) == {"released": 1}
+        assert stats_of(engine)["totals"] == totals
+
+
 def test_the_store_has_a_size(folder, monkeypatch):
     monkeypatch.setenv("FIRESTEEL_MANAGER_STORE_MB", "0")
     with firesteel.connect(folder) as engine:

@@ -141,6 +141,7 @@ static void land(fs_engine *e, const fs_batch *b, fs_row *r, int duplicate, int 
     } else if (j->error.status == FS_OK) {
         e->stats.rows++;
         e->stats.duplicate_rows += duplicate;
+        j->duplicates += duplicate;
     }
     fs_job_settle(j);
 }

@@ -268,6 +268,7 @@ fs_status fs_engine_open(fs_engine **out, const fs_checkpoint *c, const fs_engin
     FS_GO(start_threads(e, c));
     write_numerics(e); /* devices have told all of theirs once they are loaded */
     e->stats.replicas = e->replica_count;
+    e->stats.batch_tokens = e->limits.max_tokens;
     e->stats.open_seconds = (double)(fs_now_ns() - start) * 1e-9;
     *out = e;
     e = NULL;

@@ -72,6 +72,7 @@ fs_status fs_engine_submit(fs_engine *e, const fs_request *r, fs_job **out);
 fs_status fs_job_wait(fs_job *j, double seconds, int *done);
 /* A finished job's row errors, ordered by row; borrowed from the job. */
 int64_t fs_job_errors(fs_job *j, const fs_row_error **out);
+int64_t fs_job_duplicates(const fs_job *j); /* of a finished job: rows that were copied from an equal row */
 /* When it returns, nothing of the job is touched any more; wait then answers FS_CANCELLED unless it had finished. */
 void fs_job_cancel(fs_job *j);
 /* As cancel, without waiting: the job finishes once its rows that are on a device have landed. */
@@ -91,6 +92,7 @@ int fs_engine_device_count(const fs_engine *e);
 typedef struct {
     int64_t rows, duplicate_rows; /* finished; of these copied from an equal row */
     int64_t tokens, batches; /* computed */
+    int64_t batch_tokens; /* that a batch has room for */
     int64_t failed_rows; /* with an error of their own, or of a job that failed or was cancelled */
     int64_t queued_rows; /* submitted, not yet in a batch */
     int64_t passes, streamed_bytes; /* over streamed layers, and what was brought for them */

@@ -74,7 +74,7 @@ struct fs_job {
     int64_t row_count, admitted, taken; /* taken <= admitted: rows[taken] is the next to list */
     int64_t left, flying;
     fs_row_error *errors;
-    int64_t error_count, error_room;
+    int64_t error_count, error_room, duplicates;
     fs_error error;      /* why it failed; FS_OK: it did not */
     atomic_int finished; /* set under the lock, last; nothing of the request is touched from then on */
     pthread_cond_t done;

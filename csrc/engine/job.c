@@ -360,6 +360,8 @@ int64_t fs_job_errors(fs_job *j, const fs_row_error **out) {
     return j->error_count;
 }
 
+int64_t fs_job_duplicates(const fs_job *j) { return j->duplicates; }
+
 static void cancel(fs_job *j, int wait) {
     fs_engine *e = j->engine;
     if (e->pid != getpid()) return;

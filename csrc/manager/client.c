@@ -36,7 +36,7 @@ struct fs_client_job {
     void *rows;           /* a piece of it, until DONE */
     fs_error error;
     fs_row_error *errors;
-    int64_t error_count, error_room, hits;
+    int64_t error_count, error_room, hits, duplicates;
     TAILQ_ENTRY(fs_client_job) link;
 };
 
@@ -136,7 +136,7 @@ static void finish(fs_client *c, const fs_packet *p) {
         j->error.status = done.status > FS_OK && done.status < FS_STATUS_COUNT ? (fs_status)done.status : FS_MANAGER;
         snprintf(j->error.text, sizeof j->error.text, "%s", done.text);
     }
-    j->hits = done.hits;
+    j->hits = done.hits, j->duplicates = done.duplicates;
     TAILQ_REMOVE(&c->jobs, j, link);
     fs_shared_give(&c->shared, j->rows, &empty);
     j->rows = NULL;
@@ -519,6 +519,8 @@ int64_t fs_client_job_errors(fs_client_job *j, const fs_row_error **out) {
 }
 
 int64_t fs_client_job_hits(const fs_client_job *j) { return j->hits; }
+
+int64_t fs_client_job_duplicates(const fs_client_job *j) { return j->duplicates; }
 
 void fs_client_job_cancel(fs_client_job *j) {
     fs_client *c = j->client;

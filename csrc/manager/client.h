@@ -35,7 +35,8 @@ fs_status fs_client_ask(fs_client *c, const char *body, size_t bytes, const int 
 fs_status fs_client_submit(fs_client *c, uint64_t model, const fs_request *r, fs_client_job **out);
 fs_status fs_client_job_wait(fs_client_job *j, double seconds, int *done);
 int64_t fs_client_job_errors(fs_client_job *j, const fs_row_error **out); /* ordered by row; borrowed */
-int64_t fs_client_job_hits(const fs_client_job *j); /* rows that the manager did not have to compute */
+int64_t fs_client_job_hits(const fs_client_job *j); /* rows that the manager knew from before */
+int64_t fs_client_job_duplicates(const fs_client_job *j); /* rows that it copied from an equal row */
 void fs_client_job_cancel(fs_client_job *j); /* its rows leave the queue; wait then answers FS_CANCELLED */
 void fs_client_job_free(fs_client_job *j); /* cancels; NULL is fine */
 

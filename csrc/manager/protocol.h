@@ -81,8 +81,8 @@ typedef struct {
 
 typedef struct {
     int32_t status; /* fs_status */
-    uint32_t hits;  /* rows whose result was still known */
-    char text[1000];
+    uint32_t hits, duplicates; /* rows whose result was still known; that were copied from an equal row */
+    char text[996];
 } fs_done;
 
 /* Bytes of one side's offsets and tokens, and of what is between two sides. */

@@ -246,7 +246,10 @@ static void finish(fs_server *s, fs_asked *a, fs_status st) {
     const fs_row_error *errors = NULL;
     int64_t count = 0;
     if (st != FS_OK) snprintf(done.text, sizeof done.text, "%s", fs_error_text());
-    if (st == FS_OK && a->job) count = fs_job_errors(a->job, &errors);
+    if (st == FS_OK && a->job) {
+        count = fs_job_errors(a->job, &errors);
+        done.duplicates = (uint32_t)fs_job_duplicates(a->job);
+    }
     if (st == FS_OK && a->results) take_results(s, a, errors, count);
     if (c) {
         fs_segment *to = fs_connection_segment(c, a->submit.results.segment);
@@ -254,9 +257,10 @@ static void finish(fs_server *s, fs_asked *a, fs_status st) {
             memcpy(to->at + a->submit.results.at, a->results, (size_t)a->submit.result_floats * sizeof(float));
         send_faults(s, a, errors, count);
         fs_connection_send(s, c, FS_PACKET_DONE, a->id, &done, sizeof done);
-        c->done_rows += a->submit.count, c->hits += a->hits;
+        c->done_rows += a->submit.count, c->hits += a->hits, c->duplicates += done.duplicates;
     }
     s->stats.rows += a->submit.count, s->stats.hits += a->hits, s->stats.jobs++;
+    s->stats.duplicates += done.duplicates;
     s->last_row_ns = fs_now_ns();
     if (a->model) a->model->last_row_ns = s->last_row_ns;
     leave(a);

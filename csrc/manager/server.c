@@ -257,13 +257,21 @@ int64_t fs_server_use_of(fs_server *s, uint64_t model, double *idle_seconds) {
     return rows;
 }
 
+static int64_t waiting_rows(const fs_connection *c) {
+    int64_t rows = 0;
+    fs_asked *a;
+    TAILQ_FOREACH(a, &c->waiting, link) rows += a->submit.count;
+    return rows;
+}
+
 int fs_server_clients(fs_server *s, fs_client_info *out, int room) {
     int n = 0;
     fs_connection *c;
     pthread_mutex_lock(&s->lock);
     TAILQ_FOREACH(c, &s->connections, link) {
         if (c->greeted && n < room)
-            out[n] = (fs_client_info){ c->id, c->pid, c->uid, c->jobs, c->rows, c->done_rows, c->hits };
+            out[n] = (fs_client_info){ c->id,           c->pid,       c->uid,  c->jobs,      c->rows,
+                                       waiting_rows(c), c->done_rows, c->hits, c->duplicates };
         n += c->greeted;
     }
     pthread_mutex_unlock(&s->lock);
@@ -276,7 +284,12 @@ fs_server_stats fs_server_stats_read(fs_server *s) {
     stats.store_bytes = fs_store_bytes(s->store);
     stats.idle_seconds = (double)(fs_now_ns() - s->last_row_ns) * 1e-9;
     fs_connection *c;
-    TAILQ_FOREACH(c, &s->connections, link) if (c->rows > 0) stats.idle_seconds = 0;
+    fs_model *m;
+    TAILQ_FOREACH(c, &s->connections, link) {
+        if (c->rows > 0) stats.idle_seconds = 0;
+        stats.waiting_rows += waiting_rows(c);
+    }
+    TAILQ_FOREACH(m, &s->models, link) stats.running_rows += m->fed_rows;
     pthread_mutex_unlock(&s->lock);
     return stats;
 }

@@ -32,11 +32,13 @@ typedef struct {
 typedef struct {
     uint64_t connection;
     int pid, uid;
-    int64_t jobs, rows, done_rows, hits; /* jobs and rows: not done yet */
+    int64_t jobs, rows, waiting_rows; /* not done yet; waiting: not given to an engine either */
+    int64_t done_rows, hits, duplicates;
 } fs_client_info;
 
 typedef struct {
-    int64_t rows, hits, jobs, refused; /* done; refused: connections that were cut off */
+    int64_t rows, hits, duplicates, jobs, refused; /* done; refused: connections that were cut off */
+    int64_t waiting_rows, running_rows; /* not given to an engine yet; given and not done */
     size_t store_bytes;
     double idle_seconds; /* since a row was last asked for or done; 0 while rows are not done */
 } fs_server_stats;

@@ -76,7 +76,7 @@ struct fs_connection {
     int segment_count, segment_room, open_asks;
     struct fs_asked_list waiting;
     size_t held_bytes, unsent_bytes;
-    int64_t jobs, rows, done_rows, hits; /* jobs, rows: waiting and running */
+    int64_t jobs, rows, done_rows, hits, duplicates; /* jobs, rows: waiting and running */
     STAILQ_HEAD(, fs_unsent) unsent;
     TAILQ_ENTRY(fs_connection) link;
 };

@@ -155,7 +155,9 @@ static void job_cancel(void *job) { fs_client_job_cancel(job); }
 static void job_free(void *job) { fs_client_job_free(job); }
 static int64_t job_hits(const void *job) { return fs_client_job_hits(job); }
 
-static const fs_py_job_kind remote = { job_wait, job_errors, job_cancel, job_free, job_hits };
+static int64_t job_duplicates(const void *job) { return fs_client_job_duplicates(job); }
+
+static const fs_py_job_kind remote = { job_wait, job_errors, job_cancel, job_free, job_hits, job_duplicates };
 
 PyDoc_STRVAR(submit_doc,
              "submit(model, rows, offsets, out, *, task, ...)\n--\n\nAs Engine.submit, of the manager's `model` (a "

@@ -142,7 +142,9 @@ static int64_t job_errors(void *job, const fs_row_error **out) { return fs_job_e
 static void job_cancel(void *job) { fs_job_cancel(job); }
 static void job_free(void *job) { fs_job_free(job); }
 
-static const fs_py_job_kind local = { job_wait, job_errors, job_cancel, job_free, NULL };
+static int64_t job_duplicates(const void *job) { return fs_job_duplicates(job); }
+
+static const fs_py_job_kind local = { job_wait, job_errors, job_cancel, job_free, NULL, job_duplicates };
 
 static PyObject *engine_submit(PyObject *object, PyObject *args, PyObject *kwargs) {
     fs_py_engine *self = (fs_py_engine *)object;
@@ -187,11 +189,10 @@ static PyObject *device_stats(fs_py_state *state, fs_engine *engine, int device)
                          (Py_ssize_t)d.used[FS_HOST]);
 }
 
-PyDoc_STRVAR(stats_doc,
-             "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, failed_rows, "
-             "queued_rows, passes over streamed layers, streamed_bytes, open_seconds,\nreplicas at work and "
-             "failed_replicas, and for each of `devices` its bytes by use and the seconds its "
-             "threads were busy.");
+PyDoc_STRVAR(stats_doc, "stats()\n--\n\nCounts since the engine opened: rows, duplicate_rows, tokens, batches, "
+                        "batch_tokens (room of one), failed_rows, queued_rows,\npasses over streamed layers, "
+                        "streamed_bytes, open_seconds, replicas at work and failed_replicas, and for each of\n"
+                        "`devices` its bytes by use and the seconds its threads were busy.");
 
 static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     fs_py_engine *self = (fs_py_engine *)object;
@@ -206,12 +207,12 @@ static PyObject *engine_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     }
     fs_py_engine_leave(self);
     if (!devices) return NULL;
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:d,s:N}", "rows", (long long)s.rows,
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:i,s:d,s:N}", "rows", (long long)s.rows,
                          "duplicate_rows", (long long)s.duplicate_rows, "tokens", (long long)s.tokens, "batches",
-                         (long long)s.batches, "failed_rows", (long long)s.failed_rows, "queued_rows",
-                         (long long)s.queued_rows, "passes", (long long)s.passes, "streamed_bytes",
-                         (long long)s.streamed_bytes, "replicas", s.replicas, "failed_replicas", s.failed_replicas,
-                         "open_seconds", s.open_seconds, "devices", devices);
+                         (long long)s.batches, "batch_tokens", (long long)s.batch_tokens, "failed_rows",
+                         (long long)s.failed_rows, "queued_rows", (long long)s.queued_rows, "passes",
+                         (long long)s.passes, "streamed_bytes", (long long)s.streamed_bytes, "replicas", s.replicas,
+                         "failed_replicas", s.failed_replicas, "open_seconds", s.open_seconds, "devices", devices);
 }
 
 static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {

@@ -111,6 +111,11 @@ static PyObject *job_hits(PyObject *object, void *Py_UNUSED(closure)) {
     return PyLong_FromLongLong(self->kind->hits ? (long long)self->kind->hits(self->job) : 0);
 }
 
+static PyObject *job_duplicates(PyObject *object, void *Py_UNUSED(closure)) {
+    job_object *self = (job_object *)object;
+    return PyLong_FromLongLong((long long)self->kind->duplicates(self->job));
+}
+
 static PyMethodDef methods[] = {
     { "wait", (PyCFunction)(void (*)(void))job_wait, METH_VARARGS | METH_KEYWORDS, wait_doc },
     { "cancel", job_cancel, METH_NOARGS, cancel_doc },
@@ -122,6 +127,7 @@ static PyGetSetDef getters[] = {
       "[(row, code, sentence)] of the rows that were not computed, once the job is finished.", NULL },
     { "hits", job_hits, NULL, "Rows that a manager knew from before and did not compute, once the job is finished.",
       NULL },
+    { "duplicates", job_duplicates, NULL, "Rows that were copied from an equal row, once the job is finished.", NULL },
     { 0 },
 };
 

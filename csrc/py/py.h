@@ -48,6 +48,7 @@ typedef struct {
     void (*cancel)(void *job);
     void (*free)(void *job);
     int64_t (*hits)(const void *job); /* NULL: none */
+    int64_t (*duplicates)(const void *job);
 } fs_py_job_kind;
 /* The job is the object's. engine: the one it runs in, or NULL; keep: what must live as long. */
 PyObject *fs_py_job_new(fs_py_state *state, const fs_py_job_kind *kind, void *job, fs_py_engine *engine,

@@ -192,7 +192,7 @@ static PyObject *server_use(PyObject *object, PyObject *args) {
 
 PyDoc_STRVAR(clients_doc,
              "clients()\n--\n\nWorkers that are connected: connection, pid, uid, jobs and rows not done yet, "
-             "done_rows, hits.");
+             "waiting_rows (of these not given to an engine), done_rows, hits, duplicates.");
 
 static PyObject *server_clients(PyObject *object, PyObject *Py_UNUSED(none)) {
     enum { ROOM = 4096 };
@@ -206,25 +206,30 @@ static PyObject *server_clients(PyObject *object, PyObject *Py_UNUSED(none)) {
     for (int i = 0; list && i < n; i++) {
         const fs_client_info *c = &all[i];
         PyObject *item =
-            Py_BuildValue("{s:K,s:i,s:i,s:L,s:L,s:L,s:L}", "connection", (unsigned long long)c->connection, "pid",
-                          c->pid, "uid", c->uid, "jobs", (long long)c->jobs, "rows", (long long)c->rows, "done_rows",
-                          (long long)c->done_rows, "hits", (long long)c->hits);
+            Py_BuildValue("{s:K,s:i,s:i,s:L,s:L,s:L,s:L,s:L,s:L}", "connection", (unsigned long long)c->connection,
+                          "pid", c->pid, "uid", c->uid, "jobs", (long long)c->jobs, "rows", (long long)c->rows,
+                          "waiting_rows", (long long)c->waiting_rows, "done_rows", (long long)c->done_rows, "hits",
+                          (long long)c->hits, "duplicates", (long long)c->duplicates);
         if (!item || PyList_SetItem(list, i, item) < 0) Py_CLEAR(list);
     }
     fs_free(all);
     return list;
 }
 
-PyDoc_STRVAR(stats_doc, "stats()\n--\n\nrows, hits (of these known from before) and jobs done, connections refused, "
-                        "store_bytes, idle_seconds since rows were last seen.");
+PyDoc_STRVAR(stats_doc,
+             "stats()\n--\n\nrows, hits (of these known from before), duplicates (copied from an equal row) and "
+             "jobs done, connections refused, waiting_rows (not given to an engine), running_rows, store_bytes,"
+             " idle_seconds since rows were last seen.");
 
 static PyObject *server_stats(PyObject *object, PyObject *Py_UNUSED(none)) {
     fs_server *server = server_of(object);
     if (!server) return NULL;
     fs_server_stats s = fs_server_stats_read(server);
-    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:n,s:d}", "rows", (long long)s.rows, "hits", (long long)s.hits, "jobs",
-                         (long long)s.jobs, "refused", (long long)s.refused, "store_bytes", (Py_ssize_t)s.store_bytes,
-                         "idle_seconds", s.idle_seconds);
+    return Py_BuildValue("{s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:n,s:d}", "rows", (long long)s.rows, "hits", (long long)s.hits,
+                         "duplicates", (long long)s.duplicates, "jobs", (long long)s.jobs, "refused",
+                         (long long)s.refused, "waiting_rows", (long long)s.waiting_rows, "running_rows",
+                         (long long)s.running_rows, "store_bytes", (Py_ssize_t)s.store_bytes, "idle_seconds",
+                         s.idle_seconds);
 }
 
 static PyMethodDef methods[] = {

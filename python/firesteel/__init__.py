@@ -26,7 +26,7 @@ from .placement import Placement, plan
 
 if TYPE_CHECKING:
     from .remote import connect
-    from .spark import embed_udf, hidden_states_udf, register, release, score, warm
+    from .spark import Report, embed_udf, hidden_states_udf, progress, register, release, score, warm
 
 __all__ = [
     "CheckpointError",
@@ -37,17 +37,19 @@ __all__ = [
     "ManagerError",
     "OutOfMemory",
     "Placement",
+    "Report",
     "RequestError",
     "connect",
     "embed_udf",
     "hidden_states_udf",
     "plan",
+    "progress",
     "register",
     "release",
     "score",
     "warm",
 ]
-_SPARK = ("embed_udf", "hidden_states_udf", "register", "release", "score", "warm")
+_SPARK = ("Report", "embed_udf", "hidden_states_udf", "progress", "register", "release", "score", "warm")
 
 
 def __getattr__(name: str) -> object:

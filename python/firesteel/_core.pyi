@@ -95,6 +95,8 @@ class Job:
     def errors(self) -> list[tuple[int, str, str]]: ...  # (row, row code, sentence): rows that were not computed
     @property
     def hits(self) -> int: ...  # rows that a manager knew from before
+    @property
+    def duplicates(self) -> int: ...  # rows that were copied from an equal row
 
 def architectures() -> list[dict[str, object]]: ...  # {"model_type", "architectures": patterns}
 def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what could be opened; nothing is opened

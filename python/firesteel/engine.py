@@ -420,6 +420,12 @@ class Pending:
         with self._lock:
             return self._collect_flat()
 
+    @property
+    def known(self) -> tuple[int, int]:
+        """Rows, once there is a result: (that a manager knew from before, that were copied from an equal row)."""
+        jobs = [part.job for part in self._parts]
+        return sum(job.hits for job in jobs), sum(job.duplicates for job in jobs)
+
     def cancel(self) -> None:
         """Takes what has not run out of the queue; afterwards nothing writes to the result any more."""
         for part in reversed(self._parts):  # a job waits for its batches that run; cancelled later, it would start more

@@ -191,6 +191,10 @@ class RemoteJob:
     def hits(self) -> int:
         return sum(part.job.hits for part in self._parts if part.job is not None)
 
+    @property
+    def duplicates(self) -> int:
+        return sum(part.job.duplicates for part in self._parts if part.job is not None)
+
     def _wait_for(self, part: _Part, timeout: float) -> None:
         try:
             if part.suspect:

@@ -5,7 +5,8 @@ Rows and results go past this file, through the thread of `_core.Server`. What c
     {"ask": "open"}     with a description in the first file that comes along and the weights in the others
                         -> {"model": 1, "settings", "numerics", "placement", "seconds"}
     {"ask": "model", "model": 1}       -> {"stats": ...}, what Engine.stats() says
-    {"ask": "stats"}                   -> {"pid", "uptime", "rows", ..., "models", "clients"}
+    {"ask": "stats"}                   -> {"pid", "uptime", "rows", ..., "totals", "models", "clients"}; totals: of its
+                                          whole life, models that are closed included; never less than before
     {"ask": "release"}                 -> {"released": 2}: models without rows are closed
     anything that fails                -> {"error": ["ConfigError", "one sentence"]}
 
@@ -62,6 +63,8 @@ class Service:
         self._opening = threading.Lock()  # one model opens at a time: they share the devices, and the environment
         self._models: dict[str, _Model] = {}  # by key
         self._numbers: dict[str, int] = {}  # kept for ever: results in the store are known by them
+        self._past = {"device_seconds": 0.0, "load_seconds": 0.0}  # of models that were closed
+        self._device_peaks: dict[str, int] = {}
         self._started = time.monotonic()
         self._stopping = False
 
@@ -260,6 +263,8 @@ class Service:
     def _close(self, model: _Model) -> None:
         self._server.retire(model.number)
         if model.engine:
+            with self._lock:
+                self._count(model, self._past)
             model.engine.close()
             model.claim.release()
         for file in model.files:
@@ -267,6 +272,28 @@ class Service:
         model.files = []
 
     # --- what there is
+
+    def _count(self, model: _Model, totals: dict[str, object]) -> dict[str, object]:
+        """Adds what the model has done, under the lock. Its engine's stats."""
+        stats = model.engine.stats()
+        totals["load_seconds"] += model.seconds
+        for device in stats["devices"]:
+            totals["device_seconds"] += device["busy_seconds"]
+            name = device["name"]
+            self._device_peaks[name] = max(device["peak"], self._device_peaks.get(name, 0))
+        return stats
+
+    def _told_of(self, model: _Model, totals: dict[str, object]) -> dict[str, object]:
+        stats = self._count(model, totals)
+        room = stats["batches"] * stats["batch_tokens"]
+        return {
+            "name": model.name,
+            "numerics": model.engine.numerics,
+            "seconds": model.seconds,
+            "rows": self._server.use(model.number)[0],
+            "batch_fill": stats["tokens"] / room if room else None,  # the mean share of their room
+            "stats": stats,
+        }
 
     def _model_stats(self, number: object) -> dict[str, object]:
         with self._lock:
@@ -279,17 +306,9 @@ class Service:
 
     def _stats(self) -> dict[str, object]:
         with self._lock:
-            models = [
-                {
-                    "name": model.name,
-                    "numerics": model.engine.numerics,
-                    "seconds": model.seconds,
-                    "rows": self._server.use(model.number)[0],
-                    "stats": model.engine.stats(),
-                }
-                for model in self._models.values()
-                if model.ready.is_set()
-            ]
+            totals: dict[str, object] = dict(self._past)
+            models = [self._told_of(model, totals) for model in self._models.values() if model.ready.is_set()]
+            totals["device_peaks"] = dict(self._device_peaks)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         clients = self._server.clients()
         return {
@@ -297,6 +316,7 @@ class Service:
             "uptime": time.monotonic() - self._started,
             "peak_memory": peak,
             **self._server.stats(),
+            "totals": totals,
             "models": models,
             "clients": clients[:100],
             "client_count": len(clients),

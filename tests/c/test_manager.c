@@ -141,6 +141,8 @@ static void rows_that_come_again_are_known(void) {
         check_same(&q, again ? &reference_hidden : &reference_rows, again ? &HIDDEN : &MEAN, "all of them known");
     }
     CHECK_INT(fs_server_stats_read(m.server).hits, ROWS / 2 + ROWS);
+    CHECK_INT(fs_server_stats_read(m.server).waiting_rows, 0);
+    CHECK_INT(fs_server_stats_read(m.server).running_rows, 0);
     CHECK_INT(fs_engine_stats_read(m.engine).rows, 2 * ROWS);
     CHECK(fs_server_stats_read(m.server).store_bytes > 0);
     fs_client_free(c);

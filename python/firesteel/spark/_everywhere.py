@@ -1,8 +1,12 @@
 """A question to every executor: a task for each of its slots, each of which asks the manager of its executor."""
 
 import json
+import logging
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,9 +18,12 @@ from ..service import build
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+log = logging.getLogger("firesteel.spark")
+
 SLOTS = 16  # where Spark Connect does not say how many there are
 STAY_SECONDS = 0.3  # a task keeps its slot so long that no other task is given to it
 PATIENCE = 30.0
+ASK_SECONDS = 30.0  # a cluster that starts its first workers takes some
 
 
 def everywhere(spark: "SparkSession", function: Callable[[], dict[str, object]]) -> dict[str, list[dict[str, object]]]:
@@ -45,3 +52,34 @@ def ask_manager(asked: dict[str, object]) -> dict[str, object]:
     with with_socket:
         client.connect(with_socket.fileno())
     return json.loads(client.ask(json.dumps(asked).encode()))
+
+
+def ask_managers(spark: "SparkSession") -> dict[str, dict[str, object]] | None:
+    """{an executor's key: what its manager has done in its life}. None where Spark does not run it in ASK_SECONDS."""
+    found: list[dict[str, dict[str, object]]] = []
+    name = f"firesteel {uuid.uuid4().hex}"
+
+    def ask() -> dict[str, object]:
+        said = ask_manager({"ask": "stats"})
+        if "totals" not in said:  # there is none
+            return {}
+        return {name: said[name] for name in ("pid", "uptime", "peak_memory")} | said["totals"]
+
+    def run() -> None:
+        try:
+            if is_remote():
+                spark.addTag(name.replace(" ", "-"))
+            else:
+                spark.sparkContext.setJobGroup(name, "firesteel asks its managers", True)
+            told = everywhere(spark, ask)
+            found.append({key: answers[-1] for key, answers in told.items() if answers[-1]})
+        except Exception as error:  # Spark was stopped, a session expired
+            log.debug("managers were not asked: %s", error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ASK_SECONDS)
+    if thread.is_alive():
+        with suppress(Exception):
+            spark.interruptTag(name.replace(" ", "-")) if is_remote() else spark.sparkContext.cancelJobGroup(name)
+    return found[0] if found else None

@@ -40,6 +40,11 @@ class Job:
     on_error: str
     max_errors: float
 
+    @property
+    def shared(self) -> bool:
+        """Whether its engine is in the executor's manager."""
+        return bool(dict(self.engine)["manager"])
+
     def own_engine(self) -> dict[str, object]:
         """The options of an engine in this process."""
         return {name: value for name, value in self.engine if name != "manager"}

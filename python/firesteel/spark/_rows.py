@@ -20,6 +20,7 @@ import pyarrow as pa
 from .._core import RequestError
 from ..engine import Engine, Pending
 from . import _columns as columns
+from ._counters import Silent
 from ._options import Job
 from ._tasks import TASKS
 from ._window import Window
@@ -60,27 +61,35 @@ def stream(
     attach: Attach,
     given: Callable[[Batch], Sequence[pa.Array]],
     names: Sequence[str],
+    counters: Silent | None = None,
 ) -> Iterator[tuple[Batch, pa.Array]]:
     """(slice of a batch, result array) for every row of `batches`, in order; the slices are smaller than the batches.
 
     `given` are the input columns of a batch, `names` is how errors call them. Without a row no engine is opened.
+    `counters` are told of all rows.
     """
     window = Window()
     waiting: deque[_Waiting] = deque()
     tally = _Tally(job)
     pieces = _read(batches, given, names)
+    counters = counters or Silent()
     first = next(pieces, None)
     if first is None:
+        counters.end(complete=True)
         return
+    complete = False
     with attach(job.model, job.engine) as engine:
-        ask = _Ask(job, engine)
+        ask = _Ask(job, engine, counters)
+        counters.begin(None if job.shared else engine)
         slices = _slices(chain([first], pieces), ask, window)
         try:
             while True:
                 while window.room() and (piece := next(slices, None)) is not None:
+                    counters.came(piece.rows)
                     waiting.append(ask.start(piece))
                     window.take(piece.rows, waiting[-1].size)
                 if not waiting:
+                    complete = True
                     return
                 result = ask.finish(waiting[0], tally)
                 done = waiting.popleft()
@@ -89,6 +98,7 @@ def stream(
         finally:
             for one in waiting:
                 one.pending.cancel()
+            counters.end(complete)
 
 
 def _read(
@@ -116,7 +126,8 @@ def _slices(pieces: Iterable[_Piece[Batch]], ask: _Ask, window: Window) -> Itera
 class _Ask:
     """Turns slices into requests and requests into result arrays."""
 
-    def __init__(self, job: Job, engine: Engine) -> None:
+    def __init__(self, job: Job, engine: Engine, counters: Silent) -> None:
+        self._counters = counters
         self._details = job.details
         self._task = TASKS[job.task](job, engine)
 
@@ -137,6 +148,7 @@ class _Ask:
             known = {row for row, _, _ in waiting.faults}
             errors = [error for error in errors if error[0] not in known] + waiting.faults
         errors = sorted(error for error in errors if good[error[0]])
+        self._counters.done(good, errors, waiting.pending)
         tally.add(good, errors)
         good[[row for row, _, _ in errors]] = False
         results = self._task.array(found, good)

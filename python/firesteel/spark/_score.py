@@ -16,7 +16,7 @@ from pyspark.sql.types import (
 )
 
 from .._core import ConfigError, RequestError
-from . import _rows, _worker
+from . import _counters, _rows, _worker
 from ._options import Job
 from ._udf import ColumnFunction, check_count
 
@@ -64,7 +64,8 @@ def _function(job: Job, places: list[int], names: list[str]):
         def given(batch: pa.RecordBatch) -> list[pa.Array]:
             return [batch.column(place) for place in places]
 
-        for batch, result in _rows.stream(job, batches, _worker.attach, given, called):
+        counters = _counters.of_task()
+        for batch, result in _rows.stream(job, batches, _worker.attach, given, called, counters):
             yield pa.RecordBatch.from_arrays([*batch.columns, result], names)
 
     return score

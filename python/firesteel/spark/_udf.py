@@ -14,7 +14,7 @@ from pyspark.sql.types import ArrayType, DataType, FloatType, IntegerType, Strin
 from pyspark.sql.utils import is_remote
 
 from .._core import ConfigError
-from . import _columns, _rows, _worker
+from . import _columns, _counters, _rows, _worker
 from ._options import Job
 
 if TYPE_CHECKING:
@@ -120,7 +120,9 @@ def arrow_function(job: Job) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array
     """For arrow_udf (Spark >= 4.1): the results are the engine's own memory, nothing is copied."""
 
     def compute(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        for _, result in _rows.stream(job, map(_Given.of, batches), _worker.attach, tuple, _names(job)):
+        for _, result in _rows.stream(
+            job, map(_Given.of, batches), _worker.attach, tuple, _names(job), _counters.of_task()
+        ):
             yield result
 
     compute.__name__ = job.task  # which Spark names the column by
@@ -133,7 +135,7 @@ def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Se
 
     def rows(batches: Iterator[pd.Series]) -> Iterator[pa.Array]:
         given = (_Given(map(_columns.from_series, _Given.of(batch))) for batch in batches)
-        for _, result in _rows.stream(job, given, _worker.attach, tuple, _names(job)):
+        for _, result in _rows.stream(job, given, _worker.attach, tuple, _names(job), _counters.of_task()):
             yield result
 
     def compute(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
