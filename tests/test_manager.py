@@ -336,6 +336,8 @@ def test_a_stopped_manager_is_given_up(folder):
         pid = pid_of(engine)
         os.kill(pid, signal.SIGSTOP)
         try:
+            while lifecycle.look_up(pid).state != "T":  # each of its threads stops when it comes to it
+                time.sleep(0.01)
             with pytest.raises(firesteel.ManagerError):
                 engine.embed([[1, 2]])
         finally:
