@@ -325,7 +325,8 @@ def _manager(path: str) -> tuple[str, str] | None:
     )
     text = (
         f"up {said['uptime']:.0f} s, {said['client_count']} workers, {said['rows']} rows ({said['hits']} known), "
-        f"{said['waiting_rows'] + said['running_rows']} more on their way, at most {_gib(said['peak_memory'])}; {models or 'no model'}"
+        f"{said['waiting_rows'] + said['running_rows']} more on their way, at most {_gib(said['peak_memory'])}; "
+        f"{models or 'no model'}"
     )
     return f"process {said['pid']}", text
 
