@@ -7,7 +7,11 @@ REFERENCE    := .venv-reference
 LINT         := .venv-lint
 FUZZ_SECONDS ?= 600
 CHAOS_ROUNDS ?= 200
+SPARK_ROUNDS ?= 5
 BENCH_FLAGS  ?=
+# Whose wheels make wheelhouse collects, and a file of what `pip freeze` says there.
+CLUSTER_PYTHON ?= 3.11
+CLUSTER_PINS   ?=
 # The CPU build of torch is enough. Where the package index carries only the CUDA build, which brings gigabytes with it,
 # let TORCH name a CPU-only wheel: make test-reference TORCH=./torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
 TORCH        ?= torch==2.13.0
@@ -28,7 +32,7 @@ PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
-.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack
+.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -42,10 +46,13 @@ help:
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
 	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times (CHAOS_ROUNDS=...)'
+	@echo 'make chaos-spark     the same, and executors, cancelled and copied tasks, under Spark jobs, $(SPARK_ROUNDS) times each (SPARK_ROUNDS=...)'
 	@echo 'make soak            a million rows through one manager, whose memory must not grow'
 	@echo 'make gpu-check       on a machine with a GPU: tests and figures, from what make gpu-check-pack has put into dist/'
 	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
 	@echo 'make wheel           dist/firesteel-*.whl for every Python and Linux, with CUDA kernels, checked and tried out'
+	@echo 'make wheelhouse      that wheel and what a cluster lacks, for notebooks/init (CLUSTER_PYTHON=3.11 CLUSTER_PINS=frozen.txt)'
+	@echo 'make install-check   the init script with real packages, in environments like those of Databricks (minutes, much to download)'
 	@echo 'make clean           remove environments, builds and stamps'
 
 # -- what people run ---------------------------------------------------------------------------------------------------
@@ -103,6 +110,10 @@ softcuda-full: $(VENV)/.test $(VENV)/.core
 chaos: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/chaos.py --rounds $(CHAOS_ROUNDS)
 
+chaos-spark: $(VENV)/.test $(VENV)/.core
+	@$(WITH_JAVA) $(PY) tests/chaos_spark.py --rounds $(SPARK_ROUNDS)
+	@$(WITH_JAVA) $(PY) tests/chaos_spark.py --rounds 200 --only streams
+
 soak: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/soak.py
 
@@ -126,6 +137,14 @@ gpu-check:
 
 wheel: $(VENV)/.wheel
 	@$(PY) build_tools/release.py
+
+wheelhouse: wheel
+	@rm -rf dist/wheelhouse-$(CLUSTER_PYTHON)
+	@$(PY) build_tools/wheelhouse.py --wheel dist/firesteel-*.whl --python $(CLUSTER_PYTHON) \
+	    $(if $(CLUSTER_PINS),--pins '$(CLUSTER_PINS)') --out dist/wheelhouse-$(CLUSTER_PYTHON)
+
+install-check: wheel
+	@$(WITH_JAVA) $(PY) tests/install_check.py
 
 clean:
 	rm -rf $(VENV) $(REFERENCE) $(LINT) build dist python/firesteel.egg-info python/firesteel/*.so

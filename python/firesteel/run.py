@@ -61,9 +61,12 @@ class Work:
         try:
             with self.engine, bar, _Target(self.target, schema) as target:
                 for batch, result in pieces:
+                    without = (result.flatten()[0] if self.job.details else result).null_count
+                    if without:  # they still span their numbers in the engine's memory, which no older pyarrow writes
+                        result = result.take(pa.array(range(len(result))))
                     target.write(pa.RecordBatch.from_arrays([*batch.columns, result], schema=schema))
                     rows += len(result)
-                    missing += (result.flatten()[0] if self.job.details else result).null_count
+                    missing += without
                     bar.update(len(result))
         except (OSError, pa.ArrowException) as error:  # the reader's have become BadFile
             raise BadFile(f"{self.target}: cannot be written: {_said(error)}") from None
@@ -210,7 +213,11 @@ def _parquet(path: str, column: str) -> _Opened:
     found = ds.dataset(path, format="parquet")
     if not found.files:
         raise BadFile(f"{path}: holds no Parquet file")
-    return found.schema, found.count_rows(), found.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
+    try:
+        batches = found.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
+    except TypeError:  # pyarrow before 10 has no such word, and holds more batches
+        batches = found.to_batches(batch_size=BATCH_ROWS)
+    return found.schema, found.count_rows(), batches
 
 
 def _csv(path: str, column: str) -> _Opened:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Generic, NamedTuple, TypeVar
 
@@ -32,7 +33,8 @@ Batch = TypeVar("Batch")  # whatever has a length and slice(begin, rows)
 Attach = Callable[[str, tuple[tuple[str, object], ...]], AbstractContextManager[Engine]]
 
 
-class _Piece(NamedTuple, Generic[Batch]):
+@dataclass(frozen=True)  # no NamedTuple: before Python 3.11 those cannot be generic
+class _Piece(Generic[Batch]):
     batch: Batch  # a batch, or a slice of one, as it came
     columns: list[pa.Array]  # readable
 
