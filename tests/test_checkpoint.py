@@ -89,10 +89,6 @@ def test_paths_may_be_relative_or_path_objects(good, monkeypatch):
     [
         ("no/such/folder/here", "no such folder"),
         ("/no/such/folder", "no such folder"),
-        ("sentence-transformers/all-MiniLM-L6-v2", "hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir"),
-        ("org/name@main", "Hugging Face id"),
-        ("dbfs:/models/minilm", "only local folders"),
-        ("models:/minilm/3", "only local folders"),
         ("", "path of a model folder"),
         ("a\0b", "path of a model folder"),
         (3, "model is a int"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -491,3 +492,53 @@ def test_an_engine_is_not_closed_while_it_is_served(folder, tmp_path):
         engine.close()
         server.close()
         assert Service().unload  # it is made without arguments
+
+
+# --- a model that moves while it is used
+
+
+def killed(engine) -> None:
+    os.kill(pid_of(engine), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("gone", [lambda model: model.rename(model.parent / "moved"), shutil.rmtree])
+def test_a_model_that_was_moved_is_still_served_by_the_next_manager(tmp_path, gone):
+    model = tiny.write(tmp_path / "model", shards=2)
+    rows = tiny.rows(9, LENGTHS)
+    with firesteel.connect(model) as engine:
+        expected = engine.embed(rows)
+        gone(model)
+        killed(engine)
+        assert same(engine.embed(rows), expected)
+
+
+def test_a_model_that_was_replaced_is_still_the_one_that_was_opened(tmp_path):
+    model, rows = tiny.write(tmp_path / "model"), tiny.rows(9, LENGTHS)
+    with firesteel.connect(model) as engine:
+        expected = engine.embed(rows)
+        tiny.write(tmp_path / "other", seed=1)
+        os.replace(tmp_path / "other" / "model.safetensors", model / "model.safetensors")
+        killed(engine)
+        assert same(engine.embed(rows), expected)
+
+
+def test_a_model_that_was_written_over_is_not_taken_for_the_same(tmp_path):
+    model, rows = tiny.write(tmp_path / "model"), tiny.rows(9, LENGTHS)
+    with firesteel.connect(model) as engine:
+        engine.embed(rows)
+        tiny.write(model, seed=1)  # the same file, other bytes
+        killed(engine)
+        with pytest.raises(firesteel.CheckpointError, match="was written to while jobs use the model"):
+            engine.embed(tiny.rows(10, LENGTHS))
+
+
+def test_a_closed_connection_keeps_no_file_open(tmp_path):
+    model = tiny.write(tmp_path / "model")
+
+    def held() -> list[str]:
+        links = [f"/proc/self/fd/{file}" for file in os.listdir("/proc/self/fd")]
+        return [path for path in map(os.path.realpath, links) if path.startswith(str(model))]
+
+    with firesteel.connect(model) as engine:
+        assert held() == [str(model / "model.safetensors")]
+    assert held() == [], engine

@@ -205,6 +205,20 @@ def removed(spark, model, folder):
     return spark.range(1).selectExpr("'a' AS t"), vectors, "t"
 
 
+def changed(spark, model, folder):
+    """As on a node that has other files than the driver."""
+    vectors = firesteel.embed_udf(tiny.write(folder / "model"))
+    tiny.write(folder / "model", act="relu")
+    return spark.range(1).selectExpr("'a' AS t"), vectors, "t"
+
+
+def retrained(spark, model, folder):
+    """Weights of the same names, shapes and size, saved between making the function and using it."""
+    vectors = firesteel.embed_udf(tiny.write(folder / "model"), manager=False)
+    tiny.write(folder / "model", seed=1)
+    return spark.range(1).selectExpr("'a' AS t"), vectors, "t"
+
+
 def extra_tensor(spark, model, folder):
     tiny.write(folder / "model")
     weights = tiny.tensors(tiny.config())
@@ -250,7 +264,9 @@ def too_many_errors(spark, model, folder):
 
 IN_A_TASK = [
     (missing, "CheckpointError", "no such folder; give the folder that holds config.json"),
-    (removed, "CheckpointError", "no such folder"),
+    (removed, "CheckpointError", "no such folder; the driver saw it when the column function was made"),
+    (changed, "CheckpointError", "/model/config.json: differs from the file that the driver saw"),
+    (retrained, "CheckpointError", "/model/model.safetensors: differs from the file that the driver saw"),
     (extra_tensor, "CheckpointError", "encoder.layer.7.attention.self.query.weight"),
     (no_tokenizer, "CheckpointError", "tokenizer.json is missing"),
     (no_device, "DeviceError", "cuda:"),

@@ -328,6 +328,39 @@ def test_an_engine_is_kept_as_long_as_its_content_is_the_same(kept, tmp_path):
     assert len(kept) == 3
 
 
+def test_a_model_that_the_driver_saw_may_be_moved_while_a_job_runs(kept, tmp_path):
+    """Later tasks use the engine that is open; a function made for the model saved anew gets another."""
+    model = tiny.write(tmp_path / "model")
+    job = embed_job(model, manager=False)
+    with _worker.attach(job.model, job.engine) as first:
+        expected = first.embed(["row"])
+    model.rename(tmp_path / "moved")
+    with _worker.attach(job.model, job.engine) as same:
+        assert same is first and np.array_equal(same.embed(["row"]), expected)
+    tiny.write(model, seed=1)
+    anew = embed_job(model, manager=False)
+    with _worker.attach(anew.model, anew.engine) as other:
+        assert not np.array_equal(other.embed(["row"]), expected)
+    with _worker.attach(job.model, job.engine) as same:
+        assert same is first
+
+
+def test_a_model_saved_anew_with_few_other_weights_is_loaded_anew(kept, tmp_path):
+    """Its fingerprint may be the same, which looks at blocks of the weights only; its time is not."""
+    model = tiny.write(tmp_path / "model", hidden=96, inner=400, layers=3)
+    before = embed_job(model, manager=False)
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 2, len(data) - 4096, 101):
+        data[at] ^= 1
+        path.write_bytes(data)
+        if embed_job(model, manager=False).model.files == before.model.files:
+            break
+        data[at] ^= 1
+    after = embed_job(model, manager=False)
+    assert after.model.files == before.model.files and after.model != before.model
+
+
 def test_engines_in_use_are_never_closed(kept, tmp_path):
     models = [str(tiny.write(tmp_path / str(number), seed=number)) for number in range(6)]
     options = embed_job(models[0], manager=False).engine

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -30,6 +29,17 @@ _BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
+INDEX = "model.safetensors.index.json"
+# What is read of a model's folder and of its modules' folders, beside the weights.
+NAMES_READ = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _NO_MODEL = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
 
@@ -90,8 +100,8 @@ class Checkpoint:
     sentence: Sentence
 
     @staticmethod
-    def open(model: str | os.PathLike[str]) -> Checkpoint:
-        """Reads the folder `model`.
+    def open(model: str | os.PathLike[str], weights: bool = True) -> Checkpoint:
+        """Reads the folder `model`. With weights=False there need be none.
 
         Raises CheckpointError when the folder or one of its files is missing, damaged or a pickle, and ConfigError when
         its sentence-transformers modules are more than Transformer, Pooling and Normalize.
@@ -101,7 +111,7 @@ class Checkpoint:
         folder = _inside(root, modules[0][1], "modules.json") if modules else root
         config = _config(folder)
         tokenizer_config = _optional_json(os.path.join(folder, "tokenizer_config.json"))
-        files, tensors = _tensors(folder)
+        files, tensors = _tensors(folder) if weights or _has_weights(folder) else ([], [])
         names = (os.path.join(folder, name) for name in ("tokenizer.json", "vocab.txt"))
         return Checkpoint(
             folder=folder,
@@ -122,8 +132,25 @@ def config_and_tensors(model: str | os.PathLike[str]) -> tuple[dict[str, object]
     root = _model_folder(model)
     modules = _modules(root)
     folder = _inside(root, modules[0][1], "modules.json") if modules else root
-    weights = any(name.endswith(".safetensors") for name in _names(folder))
-    return _config(folder), _tensors(folder)[1] if weights else []
+    return _config(folder), _tensors(folder)[1] if _has_weights(folder) else []
+
+
+def files_read(model: str | os.PathLike[str], weights: bool = True) -> list[str]:
+    """Names, relative to the folder, of all files in it that `open` and the tokenizer read.
+
+    weights    False: they may be missing
+
+    Raises CheckpointError and ConfigError as Checkpoint.open does.
+    """
+    root = _model_folder(model)
+    modules = _modules(root)
+    folders = [_inside(root, path, "modules.json") for _, path in modules] or [root]
+    _config(folders[0])
+    paths = [os.path.join(folder, name) for folder in dict.fromkeys([root, *folders]) for name in NAMES_READ]
+    files, where = _weights(folders[0]) if weights or _has_weights(folders[0]) else ([], None)
+    if where is not None:
+        paths.append(os.path.join(folders[0], INDEX))
+    return [os.path.relpath(path, root) for path in [*filter(os.path.isfile, paths), *files]]
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -141,13 +168,6 @@ def _model_folder(model: str | os.PathLike[str]) -> str:
         return folder
     if os.path.exists(folder):
         raise CheckpointError(f"{given}: is a file; give the folder that holds config.json and *.safetensors")
-    if re.match(r"[A-Za-z][\w+.-]*:", given):
-        raise CheckpointError(f"{given}: only local folders can be opened; copy the model to one and give its path")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", given):
-        raise CheckpointError(
-            f"{given}: no such folder; a Hugging Face id cannot be opened, only a local folder: download the model "
-            f"first (hf download {given.partition('@')[0]} --local-dir FOLDER) and give that folder"
-        )
     raise CheckpointError(f"{given}: no such folder; give the folder that holds config.json and *.safetensors")
 
 
@@ -254,13 +274,18 @@ def _kind(value: object) -> str:
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def _tensors(folder: str) -> tuple[list[str], list[Tensor]]:
+def _has_weights(folder: str) -> bool:
+    return any(name.endswith(".safetensors") for name in _names(folder))
+
+
+def _weights(folder: str) -> tuple[list[str], dict[str, str] | None]:
+    """The files of weights, and where they are shards, which of them holds which tensor."""
     single = os.path.join(folder, "model.safetensors")
-    index = os.path.join(folder, "model.safetensors.index.json")
+    index = os.path.join(folder, INDEX)
     if os.path.isfile(single):
-        return [single], read_header(single, 0)
+        return [single], None
     if os.path.isfile(index):
-        return _sharded(folder, index)
+        return _shards(folder, index)
     pickles = [name for name in _names(folder) if name.endswith(_PICKLES) and name not in _NO_MODEL]
     if pickles:
         raise CheckpointError(
@@ -271,7 +296,7 @@ def _tensors(folder: str) -> tuple[list[str], list[Tensor]]:
     raise CheckpointError(f"{folder}: model.safetensors is missing; found {_listing(folder)}")
 
 
-def _sharded(folder: str, index: str) -> tuple[list[str], list[Tensor]]:
+def _shards(folder: str, index: str) -> tuple[list[str], dict[str, str]]:
     where = _json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(shard, str) for shard in where.values()):
         raise CheckpointError(f"{index}: has no weight_map from tensor names to file names")
@@ -280,9 +305,17 @@ def _sharded(folder: str, index: str) -> tuple[list[str], list[Tensor]]:
     missing = [shard for shard, path in zip(shards, files, strict=True) if not os.path.isfile(path)]
     if missing:
         raise CheckpointError(f"{folder}: {len(missing)} of {len(shards)} shards are missing: {_some(missing)}")
+    return files, where
+
+
+def _tensors(folder: str) -> tuple[list[str], list[Tensor]]:
+    files, where = _weights(folder)
+    if where is None:
+        return files, read_header(files[0], 0)
+    index = os.path.join(folder, INDEX)
     tensors: list[Tensor] = []
     home: dict[str, str] = {}
-    for number, (shard, path) in enumerate(zip(shards, files, strict=True)):
+    for number, (shard, path) in enumerate(zip(sorted(set(where.values())), files, strict=True)):
         for tensor in read_header(path, number):
             first = home.setdefault(tensor[0], shard)
             if first != shard:

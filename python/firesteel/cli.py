@@ -71,7 +71,7 @@ def _parser() -> _Parser:
 
     about = "where a model would go and what it would take there; opens no device, reads no weight"
     plan = commands.add_parser("plan", help=about, description=about, **shape)
-    plan.add_argument("model", metavar="MODEL", help="model folder; config.json is enough")
+    plan.add_argument("model", metavar="MODEL", help="as for run; of a folder, config.json is enough")
     plan.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cuda:0,cuda:1 (default: auto)")
     plan.add_argument("--memory", metavar="SIZE[,SIZE]", help="of each device: 24GB, 512MiB (default: the host's)")
     plan.add_argument("--parallel", metavar="P", default="auto", help=PARALLEL)
@@ -87,7 +87,7 @@ def _parser() -> _Parser:
 
 
 def _run_flags(run: argparse.ArgumentParser) -> None:
-    run.add_argument("model", metavar="MODEL", help="model folder: config.json, *.safetensors, tokenizer.json")
+    run.add_argument("model", metavar="MODEL", help="folder, models:/name/version, or org/name@revision")
     files = run.add_argument_group("files")
     files.add_argument("--input", metavar="FILE", required=True, help=".parquet (or a folder of them), .jsonl, .csv")
     files.add_argument("--column", metavar="NAME", required=True, help="the column with the text, or with token ids")

@@ -23,6 +23,7 @@ from . import _core
 from ._core import ConfigError, Error, RequestError
 from .checkpoint import Checkpoint, pooling_modes
 from .claims import Claim, open_engine
+from .locate import find
 from .options import engine_options
 from .placement import Placement, placement_of
 from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
@@ -34,7 +35,8 @@ LISTED_ROWS = 20  # bad rows that a RequestError spells out
 class Engine:
     """A model on this process' devices.
 
-    model       folder with config.json, *.safetensors and tokenizer.json
+    model       folder with config.json, *.safetensors and tokenizer.json, be it on a network mount; "dbfs:/...";
+                "models:/name/version", "models:/name@alias" (MLflow); a hub id, "org/name" or "org/name@revision"
     devices     "auto": all GPUs where there are any, else the CPU; "cpu", "cuda" (all GPUs), "cuda:1", or a list;
                 ["cpu:0", "cpu:1"] cuts the cores in two
     parallel    how several devices are used: "replicate", the whole model on each; "split", its layers cut into as many
@@ -74,7 +76,7 @@ class Engine:
             threads=threads,
             cpu_path=cpu_path,
         )
-        checkpoint = Checkpoint.open(model)
+        checkpoint = Checkpoint.open(find(model))
         tokenizing = threads or os.environ.get("FIRESTEEL_THREADS", "")
         if str(tokenizing).isdecimal() and int(tokenizing) > 0:  # the C side complains about any other value
             set_threads(int(tokenizing))

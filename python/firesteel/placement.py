@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from . import _core
 from .checkpoint import config_and_tensors
+from .locate import seen
 from .options import byte_count, engine_options
 
 MARGIN = 300 << 20  # bytes of a Python worker beside the model: interpreter, Arrow batches, tokenizer
@@ -148,7 +149,8 @@ def plan(
 ) -> Placement:
     """Where firesteel.Engine would put a model, and what it would take there. Print it: it is a table.
 
-    model     folder with config.json (weights are not read, and need not be there), or a config as a dict
+    model     folder with config.json (weights are not read, and need not be there), or what else firesteel.Engine takes
+              as a model, or a config as a dict
     devices   as in firesteel.Engine; none is opened, so they need not be of this machine
     memory    bytes of each device, also as "24GB", or a list, one for each; None: what this process may use of its
               host, as its container says. The memory of a GPU has to be said.
@@ -165,7 +167,7 @@ def plan(
     """
     options = engine_options(devices=devices, parallel=parallel, dtype=dtype, cpu_path=cpu_path)
     sizes = memory if isinstance(memory, (list, tuple)) else [memory]
-    config, tensors = (dict(model), []) if isinstance(model, Mapping) else config_and_tensors(model)
+    config, tensors = (dict(model), []) if isinstance(model, Mapping) else config_and_tensors(seen(model))
     if not tensors:  # one entry that says what the weights would be saved in
         saved = _SAVED.get(str(config.get("torch_dtype") or config.get("dtype")), "F32")
         tensors = [("weights", saved, (1,), 0, 0, 4)]

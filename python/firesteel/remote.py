@@ -13,15 +13,17 @@ import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from . import _core, lifecycle, relay
-from ._core import ConfigError, Error, ManagerError, RequestError
+from ._core import CheckpointError, ConfigError, Error, ManagerError, RequestError
 from .checkpoint import Checkpoint
 from .engine import Engine
+from .locate import find
 from .options import engine_options
 from .service import build, knobs_of_engines
 
@@ -42,6 +44,9 @@ class RemoteCore:
         self._options = options
         self._connect = connect
         self._knobs = knobs_set()  # as they are now: a session's are set while an engine opens, and only then
+        self._files = [_open_file(path) for path in checkpoint.files]  # and kept: folders move while jobs run
+        self._looks = [_look(file) for file in self._files]
+        self._let_go = weakref.finalize(self, _close_all, self._files)
         self._client = _core.Client(build(), patience)
         self._relay = relay.of_process()
         self._lock = threading.Lock()
@@ -76,6 +81,8 @@ class RemoteCore:
     def close(self) -> None:
         self._closed = True
         self._client.disconnect()
+        with self._lock:  # nobody sends them any more
+            self._let_go()
 
     # --- how it is reached
 
@@ -135,13 +142,16 @@ class RemoteCore:
             "options": self._options,
             "knobs": self._knobs,
         }
-        files = [_memory(json.dumps(described, sort_keys=True).encode())]
+        for path, file, look in zip(self._checkpoint.files, self._files, self._looks, strict=True):
+            if _look(file) != look:
+                raise CheckpointError(
+                    f"{path}: was written to while jobs use the model; run them again with it complete"
+                )
+        description = _memory(json.dumps(described, sort_keys=True).encode())
         try:
-            files += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._checkpoint.files]
-            return self.ask({"ask": "open"}, files)
+            return self.ask({"ask": "open"}, [description, *self._files])
         finally:
-            for file in files:
-                os.close(file)
+            os.close(description)
 
 
 class RemoteJob:
@@ -304,7 +314,7 @@ class Connected(Engine):
 
     def __init__(self, model: str | os.PathLike[str], connect: Connect, patience: float, **options: object) -> None:
         described = engine_options(**options)
-        checkpoint = Checkpoint.open(model)
+        checkpoint = Checkpoint.open(find(model))
         self._open(checkpoint, lambda: RemoteCore(checkpoint, described, connect, patience))
 
     def __repr__(self) -> str:
@@ -360,6 +370,23 @@ def _answer(body: bytes) -> dict[str, object]:
     kind, sentence = answer["error"]
     raised = getattr(_core, kind, Error)
     raise (raised if isinstance(raised, type) and issubclass(raised, Error) else Error)(sentence)
+
+
+def _open_file(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _look(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns
+
+
+def _close_all(files: Sequence[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _memory(text: bytes) -> int:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from .checkpoint import Checkpoint
 from .engine import Engine
+from .locate import find, resolve
 from .spark import _columns, _rows
 from .spark._options import Job, embed_job
 
@@ -79,8 +80,9 @@ def prepare(
     model: str, options: dict[str, object], *, source: str, column: str, target: str, output: str, force: bool = False
 ) -> Work:
     """Checks everything that can be checked before the first row. Raises firesteel.Error or BadFile."""
-    Checkpoint.open(model)  # a job may leave a folder that is not here to other machines; here there is none
-    job = embed_job(model, said_by="run", **options)
+    located = resolve(model)
+    Checkpoint.open(find(located))  # a job may leave a folder that is not here to other machines; here there is none
+    job = embed_job(located, said_by="run", **options)
     reader = open_reader(source, column)
     names = reader.schema.names
     if names.count(column) != 1:

@@ -329,8 +329,8 @@ def build() -> str:
 
 
 def knobs_of_engines() -> set[str]:
-    """All but the manager's own."""
-    return {row["name"] for row in _core.knobs() if not row["name"].startswith("MANAGER_")}
+    """All but the manager's own, and those that say where workers copy models to."""
+    return {row["name"] for row in _core.knobs() if not row["name"].startswith(("MANAGER_", "CACHE"))}
 
 
 def _contents(file: int) -> bytes:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..checkpoint import Checkpoint
+from ..locate import find, resolve
 from ._options import Job, embed_job
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ PARTITIONS = 8  # of each worker: the progress bar moves when one is done
 
 def prepare(model: str) -> Job:
     """Checks the model. Raises CheckpointError or ConfigError."""
-    Checkpoint.open(model)  # a job may leave a folder that is not here to other machines; the demo has none
-    return embed_job(model, normalize=True, said_by="demo")
+    located = resolve(model)
+    Checkpoint.open(find(located))  # a job may leave a folder that is not here to other machines; the demo has none
+    return embed_job(located, normalize=True, said_by="demo")
 
 
 def run(job: Job, rows: int | None = None, output: str | None = None) -> int:

@@ -30,7 +30,9 @@ def embed_udf(
 ) -> ColumnFunction:
     """A column function from text to sentence vectors: string (or array<int>, token ids) -> array<float>.
 
-    model        folder in Hugging Face layout, there on every executor: config.json, *.safetensors, tokenizer.json
+    model        as in firesteel.Engine: a folder in Hugging Face layout that every executor has (one on a network mount
+                 is copied once a node), "dbfs:/...", "models:/name@alias", "org/name@revision". Aliases and revisions
+                 are looked up here, once; an executor with other files than the driver's fails and names the file
     pooling ... truncate    as in firesteel.Engine.embed
     devices ... cpu_path    as in firesteel.Engine; threads=None: spark.firesteel.threads, else FIRESTEEL_THREADS, else
                             all cores of the executor, or with manager=False spark.task.cpus

@@ -13,7 +13,7 @@ def hidden_states_udf(model: str | os.PathLike[str], output: str = "all", **opti
     is string (text, tokenised and cut as in embed_udf), array<int> (token ids) or, of models that take them,
     array<array<float>> (features: as many numbers a token as the model is wide). Targets are no text.
 
-    model     folder in Hugging Face layout, there on every executor
+    model     as in embed_udf
     output    "all": array<array<float>>, a vector a token; "first", "last", "mean": array<float>, that token's vector
               or the mean of all of them. Tokens are those of the targets where there are targets
     options   max_length, truncate: as in firesteel.Engine.embed; devices and all other options of firesteel.Engine;

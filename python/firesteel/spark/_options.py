@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from .. import _core
 from .._core import ConfigError, RequestError
 from ..checkpoint import Checkpoint, pooling_modes
+from ..locate import FORMS, Located, describe, resolve
 from ..options import engine_options
 from ._worker import ignore_keys_of_session
 
@@ -33,7 +34,7 @@ class Job:
     """
 
     task: str
-    model: str  # absolute path
+    model: Located  # where from, and what its files looked like to the driver
     engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine, and `manager`: whether it is shared
     request: tuple[tuple[str, object], ...]  # options of the task, see _tasks
     details: bool
@@ -141,15 +142,15 @@ def _check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
 
 
-def _check_model(model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object]) -> str:
-    """The model's absolute path. A folder that this machine does not have is left to the workers, which may have it."""
+def _check_model(model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object]) -> Located:
+    """The model, with what its files look like. A folder that this machine does not have is left to the workers."""
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
-        raise ConfigError(f"model is {model!r}; the path of a model folder belongs there")
-    path = os.path.abspath(os.path.expanduser(os.fspath(model)))
-    if not os.path.exists(path):
-        return path
+        raise ConfigError(f"model is {model!r}; {FORMS} belongs there")
     with ignore_keys_of_session():
-        checkpoint = Checkpoint.open(path)
+        located, folder = describe(resolve(model))
+        if folder is None:
+            return located
+        checkpoint = Checkpoint.open(folder, weights=located.with_weights)
         _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
         engine_options(**engine, config=checkpoint.config)
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
@@ -159,11 +160,11 @@ def _check_model(model: str | os.PathLike[str], request: dict[str, object], engi
             f"max_length is {length}; the model has {positions} positions, so 1 to {positions} belongs there"
         )
     if not dimensions or type(width) is not int:
-        return path
+        return located
     modes = checkpoint.sentence.pooling
     if request["pooling"] != "auto":
         modes = pooling_modes(request["pooling"], "embed_udf")
     if dimensions > width * len(modes):
         width *= len(modes)
         raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
-    return path
+    return located

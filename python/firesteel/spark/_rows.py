@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from .._core import RequestError
 from ..engine import Engine, Pending
+from ..locate import Located
 from . import _columns as columns
 from ._counters import Silent
 from ._options import Job
@@ -30,7 +31,7 @@ SLICE_BYTES = 4 << 20  # of its columns or its results: a slice of long rows has
 CHECKED_ROWS = 1000  # max_errors speaks from this row of a partition on
 
 Batch = TypeVar("Batch")  # whatever has a length and slice(begin, rows)
-Attach = Callable[[str, tuple[tuple[str, object], ...]], AbstractContextManager[Engine]]
+Attach = Callable[[Located, tuple[tuple[str, object], ...]], AbstractContextManager[Engine]]
 
 
 @dataclass(frozen=True)  # no NamedTuple: before Python 3.11 those cannot be generic

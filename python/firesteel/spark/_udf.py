@@ -104,7 +104,7 @@ class ColumnFunction:
         plain |= {"truncate": True, "output": "all", "manager": True}
         given = {name: value for name, value in self.job.engine + self.job.request if value != plain.get(name)}
         said = "".join(f", {name}={value!r}" for name, value in given.items())
-        return f"{self.job.task}_udf({self.job.model!r}{said})"
+        return f"{self.job.task}_udf({self.job.model.name!r}{said})"
 
 
 @lru_cache(maxsize=256)

@@ -3,9 +3,10 @@
     with attach(model, options) as engine: ...
 
 By default they are in the executor's manager, which its workers share; with manager=False the worker has its own.
-Either is kept from task to task, as long as the worker lives, under a key made of content: the folder and what its
-files look like, the options, the knobs of the session. Running a cell again loads nothing again; a model that was saved
-anew is loaded anew. Spark may kill a worker at any time: nothing here needs a goodbye.
+Either is kept from task to task, as long as the worker lives, under a key made of content: the model with what its
+files looked like on the driver, or where it saw none look like here, the options, the knobs of the session. Running a
+cell again loads nothing again; a model that was saved anew is loaded anew. Spark may kill a worker at any time: nothing
+here needs a goodbye.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from .. import _core
 from ..engine import Engine
+from ..locate import Located
 from ..remote import connect
 from ..tokenizer import set_threads
 
@@ -35,7 +37,7 @@ class _Kept:
 
 
 @contextmanager
-def attach(model: str, options: tuple[tuple[str, object], ...]) -> Iterator[Engine]:
+def attach(model: str | Located, options: tuple[tuple[str, object], ...]) -> Iterator[Engine]:
     """The engine for `model`, opened if this worker has none yet. Raises whatever firesteel.connect raises.
 
     A worker's own engine has the cores of one task, the manager's those of all; the tokeniser has the task's.
@@ -71,9 +73,13 @@ def _make_room() -> None:
         _engines.pop(key).engine.close()
 
 
-def _look(model: str) -> tuple[tuple[str, int, int], ...]:
-    """What the files of a model's folder look like from outside; empty where there is no folder."""
+def _look(model: str | Located) -> tuple[tuple[str, int, int], ...]:
+    """What the files of a model's folder look like from outside; empty where there is no folder to look at."""
     found = []
+    if isinstance(model, Located):
+        if model.files or not os.path.isabs(model.name):
+            return ()  # what the driver saw was compared when it was opened, and may be moved by now
+        model = model.name
     try:
         for folder in (model, *(entry.path for entry in os.scandir(model) if entry.is_dir())):
             files = [(entry.path, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
