@@ -45,8 +45,8 @@ help:
 	@echo 'make fuzz            ten minutes of fuzzing each of checkpoints and manager (FUZZ_SECONDS=...); fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
-	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times (CHAOS_ROUNDS=...)'
-	@echo 'make chaos-spark     the same, and executors, cancelled and copied tasks, under Spark jobs, $(SPARK_ROUNDS) times each (SPARK_ROUNDS=...)'
+	@echo 'make chaos           kills workers and managers at random moments, $(CHAOS_ROUNDS) times each (CHAOS_ROUNDS=...), then under'
+	@echo '                     Spark jobs with executors, cancelled and copied tasks, $(SPARK_ROUNDS) times each (make chaos-spark, SPARK_ROUNDS=...)'
 	@echo 'make soak            a million rows through one manager, whose memory must not grow'
 	@echo 'make gpu-check       on a machine with a GPU: tests and figures, from what make gpu-check-pack has put into dist/'
 	@echo 'make rooms           only the test that keeps the rooms of csrc/ and python/ apart'
@@ -109,6 +109,7 @@ softcuda-full: $(VENV)/.test $(VENV)/.core
 
 chaos: $(VENV)/.test $(VENV)/.core
 	@$(PY) tests/chaos.py --rounds $(CHAOS_ROUNDS)
+	@$(MAKE) chaos-spark
 
 chaos-spark: $(VENV)/.test $(VENV)/.core
 	@$(WITH_JAVA) $(PY) tests/chaos_spark.py --rounds $(SPARK_ROUNDS)

@@ -1,6 +1,6 @@
 """Workers and managers that are killed at any moment: every row comes out once, in order, with the bits it always has.
 
-    python tests/chaos.py --rounds 200       some minutes: `make chaos`; tests/test_chaos.py runs a few rounds
+    python tests/chaos.py --rounds 200       of each: ten minutes, `make chaos`; tests/test_chaos.py runs a few
 
 Three worker processes connect, embed rows that a number stands for, and say the number and the hash of the results,
 over and over. Each round does one of these at a random moment:
@@ -10,6 +10,7 @@ over and over. Each round does one of these at a random moment:
     both        to a worker and the manager at once
     cancel      a worker takes back what it has sent, and sends the next
     stale       SIGKILL to the manager, and garbage where its files are
+    full        SIGKILL to a worker, and another, in whose place /dev/shm is full; only where a process may mount
 
 Hashes are compared with those of an engine of this process. In the end nothing may be left: no process, no socket, no
 lock.
@@ -28,12 +29,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ACTIONS = ("worker", "manager", "both", "cancel", "stale")
+ACTIONS = ("worker", "manager", "both", "cancel", "stale", "full")
+FULL = "mount -t tmpfs -o size=64k none /dev/shm && head -c 65536 /dev/zero >/dev/shm/full"
 WORKERS = 3
 SEEDS = 12  # different tables
 PAUSE = (0.02, 0.35)  # seconds between two actions
@@ -47,6 +50,18 @@ def rows_of(seed: int) -> list[np.ndarray]:
 
 def hash_of(vectors: np.ndarray) -> str:
     return hashlib.sha256(vectors.tobytes()).hexdigest()
+
+
+def with_full_shm(command: list[str]) -> list[str]:
+    """Of the command alone: mounts are its own."""
+    return ["unshare", "--mount", "sh", "-c", f'{FULL} && exec "$@"', "sh", *command]
+
+
+def may_mount() -> bool:
+    try:
+        return subprocess.run(with_full_shm(["true"]), stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
 
 
 def worker(model: str) -> None:
@@ -96,11 +111,13 @@ class Chaos:
         self.said = time.monotonic()
         with firesteel.Engine(model) as engine:
             self.expected = {str(seed): hash_of(engine.embed(rows_of(seed))) for seed in range(SEEDS)}
+        self.actions = ACTIONS if may_mount() else ACTIONS[:-1]
         self.workers = [self.start() for _ in range(WORKERS)]
 
-    def start(self) -> subprocess.Popen:
+    def start(self, full: bool = False) -> subprocess.Popen:
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", self.model]
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker", self.model],
+            with_full_shm(command) if full else command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -136,9 +153,10 @@ class Chaos:
                 found.append(looked.process.pid)
         return found
 
-    def act(self, action: str) -> None:
+    def act(self, action: str) -> int:
+        """The process of the worker that it was about."""
         victim = self.random.randrange(WORKERS)
-        if action in ("worker", "both"):
+        if action in ("worker", "both", "full"):
             self.workers[victim].kill()
         if action in ("manager", "both", "stale"):
             for pid in self.managers():
@@ -149,27 +167,33 @@ class Chaos:
                 path.write_text("garbage")
         if action == "cancel" and self.workers[victim].pid in self.heard:  # else it does not know the signal yet
             self.workers[victim].send_signal(signal.SIGUSR1)
-        if action in ("worker", "both"):
-            self.workers[victim] = self.start()
+        if action in ("worker", "both", "full"):
+            self.workers[victim] = self.start(full=action == "full")
         self.done[action] += 1
+        return self.workers[victim].pid
 
     def wait_for_answers(self, count: int) -> None:
         wanted = self.answers + count
+        self.wait_until(lambda: self.answers >= wanted)
+
+    def wait_until(self, enough: Callable[[], bool]) -> None:
         self.said = time.monotonic()
-        while self.answers < wanted and not self.wrong:
+        while not enough() and not self.wrong:
             if time.monotonic() - self.said > ANSWER_SECONDS:
                 self.wrong.append(f"no answer for {ANSWER_SECONDS:g} s")
             time.sleep(0.01)
 
     def run(self, rounds: int) -> None:
         self.wait_for_answers(WORKERS)
-        for number in range(rounds):
+        for action in self.actions * rounds:
             if self.wrong:
                 return
             time.sleep(self.random.uniform(*PAUSE))
-            self.act(ACTIONS[number % len(ACTIONS)])
-            if number % len(ACTIONS) == 0:
+            pid = self.act(action)
+            if action == "worker":
                 self.wait_for_answers(1)
+            if action == "full":
+                self.wait_until(lambda pid=pid: pid in self.heard)
         self.wait_for_answers(2 * WORKERS)
 
     def end(self) -> None:
@@ -194,7 +218,7 @@ def main() -> int:
     import tiny
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=200, help="of each kind")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
