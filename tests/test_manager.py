@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -354,6 +355,55 @@ def test_a_model_that_was_let_go_opens_again(folder, own):
         assert len(stats_of(engine)["models"]) == 1
 
 
+@pytest.fixture
+def service(tmp_path):
+    """One in this process, and how to reach it."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(path)
+        listening.listen()
+        made = Service()
+        made.start(listening)
+
+        def connect() -> socket.socket:
+            reached = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            reached.connect(path)
+            return reached
+
+        yield made, connect
+        made.close()
+
+
+def test_idle_models_make_room_and_others_never(folder, own, service, monkeypatch):
+    """Where there is room for one: a model that has rows, or had some a moment ago, stays."""
+    made, reach = service
+    open_engine = Service._engine
+
+    def scarce(self, *given):
+        if any(model.engine for model in self._models.values()):
+            raise firesteel.OutOfMemory("there is room for one")
+        return open_engine(self, *given)
+
+    monkeypatch.setattr(Service, "_engine", scarce)
+    monkeypatch.setattr("firesteel.service.KEPT_SECONDS", 0.5)
+    rows = [row for seed in range(400) for row in tiny.rows(seed, (64, 64, 64, 64))]
+    with remote.Connected(folder, reach, 30.0, threads=1) as first:
+        pending = first.start_embed(rows)
+        with pytest.raises(firesteel.OutOfMemory, match="room for one"):
+            remote.Connected(folder, reach, 30.0, threads=2)
+        found, _ = pending.result()
+        with pytest.raises(firesteel.OutOfMemory, match="room for one"):  # its last row was a moment ago
+            remote.Connected(folder, reach, 30.0, threads=2)
+        time.sleep(0.6)
+        with remote.Connected(folder, reach, 30.0, threads=2) as second:
+            assert same(second.embed(rows[:5]), own.embed(rows[:5]))
+            assert len(stats_of(first)["models"]) == 1
+            time.sleep(0.6)
+            assert same(first.embed(rows[7:9]), own.embed(rows[7:9]))  # it opens again, and the second has gone
+            assert len(stats_of(first)["models"]) == 1
+    assert same(found[:50], own.embed(rows[:50]))
+
+
 def test_rows_that_nobody_waits_for_leave_the_queue(folder):
     rows = [row for seed in range(500) for row in tiny.rows(seed, (64, 64, 64, 64))]
     with firesteel.connect(folder, threads=1) as engine:
@@ -476,8 +526,6 @@ def test_a_client_that_was_never_made_crashes_nothing():
 
 
 def test_an_engine_is_not_closed_while_it_is_served(folder, tmp_path):
-    import socket
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(tmp_path / "s"))
         listening.listen()
