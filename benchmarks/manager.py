@@ -63,14 +63,19 @@ def client(model: str, rows: int, index: int, of: int) -> None:
     lengths = corpus.token_counts(corpus.rows(rows), model)
     engine = firesteel.connect(model)
 
-    def embed(seed: int) -> dict:
-        mine = rows_of(lengths, seed)[index::of]
+    mine = []
+
+    def make(seed: int) -> dict:
+        mine[:] = rows_of(lengths, seed)[index::of]
+        return {}
+
+    def embed() -> dict:
         return {"bits": hashlib.sha256(engine.embed(mine).tobytes()).hexdigest()}
 
     def about() -> dict:
         return {"pss": pss("self"), "single": single(engine), "manager": engine._core.ask({"ask": "stats"})["pid"]}
 
-    common.serve(replies, {"embed": embed, "about": about})
+    common.serve(replies, {"make": make, "embed": embed, "about": about})
 
 
 def child(name: str, model: str, threads: int, rows: int) -> None:
@@ -124,8 +129,9 @@ def of_tasks(model: str, threads: int, rows: int, here: str, tasks: int) -> dict
         return found
 
     def embed(seed: int, shares: int) -> dict:
+        all_at_once("make", seed=seed)
         start = time.perf_counter()
-        found = all_at_once("embed", seed=seed)
+        found = all_at_once("embed")
         return {"seconds": time.perf_counter() - start, "bits": {shares: [one["bits"] for one in found]}}
 
     def about() -> dict:
