@@ -408,7 +408,7 @@ class Hosts:
     def __init__(self, folder: Path, place: Path) -> None:
         import pyspark
 
-        java = str(Path(os.environ["JAVA_HOME"]) / "bin" / "java") if "JAVA_HOME" in os.environ else "java"
+        java = str(Path(os.environ["JAVA_HOME"]) / "bin" / "java") if os.environ.get("JAVA_HOME") else "java"
         jars = str(Path(pyspark.__file__).parent / "jars" / "*")
         self.environment = os.environ | {
             "FIRESTEEL_MANAGER_DIR": str(place),
