@@ -219,7 +219,10 @@ def score(folder: str, texts: list[str | None], counters: object, **options: obj
     job = embed_job(folder, **options)
     with firesteel.Engine(folder, threads=1) as engine:
         given = [pa.RecordBatch.from_arrays([pa.array(texts, pa.string())], ["text"])]
-        attach = lambda model, wanted: nullcontext(engine)  # noqa: E731
+
+        def attach(model: object, wanted: object) -> nullcontext[firesteel.Engine]:
+            return nullcontext(engine)
+
         found = _rows.stream(job, given, attach, lambda batch: [batch.column(0)], ["text"], counters)
         return [vector for _, result in found for vector in result.to_pylist()]
 
