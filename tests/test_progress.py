@@ -326,6 +326,14 @@ def test_spark_connect_tells_of_finished_tasks():
     tell([Stage(0, 5, 5)], 0, "two", True)
     tell(None, 0, "two", True)
     assert sum(seen.totals.values()) == 11 and seen.finished == 8
+    tell([Stage(0, 4, 3), Stage(1, 2, 1)], 1, "one", True)  # told a moment before the last tasks' ends were known
+    assert seen.finished == 4 + 2 + 5
+    tell([Stage(0, 6, 3)], 2, "three", False)
+    try:
+        raise RuntimeError("the operation has failed")
+    except RuntimeError:
+        tell([Stage(0, 6, 3)], 2, "three", True)
+    assert sum(seen.totals.values()) == 17 and seen.finished == 11 + 3
     seen.close()
     assert not spark.handlers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -67,8 +68,12 @@ class ConnectTasks(TasksSeen):
         spark.registerProgressHandler(self._told)
 
     def _told(self, stages: Iterable[object] | None, inflight_tasks: int, operation_id: str | None, done: bool) -> None:
+        # What the server tells last may be older than the job's end. An operation that ends well has run all of its
+        # tasks; one that fails, or is left early, is told of while its exception is under way.
+        whole = done and sys.exc_info()[0] is None
         for stage in stages or ():
-            self.note((operation_id, stage.stage_id), stage.num_tasks, stage.num_completed_tasks)
+            finished = stage.num_tasks if whole else stage.num_completed_tasks
+            self.note((operation_id, stage.stage_id), stage.num_tasks, finished)
 
     def close(self) -> None:
         with suppress(Exception):  # the session may have been stopped
