@@ -77,18 +77,22 @@ static void call_idle(fs_driver *d) {
 static int help(fs_driver *d) {
     fs_engine *e = d->engine;
     const fs_backend *b = d->device->backend;
+    int working = 0;
     for (int i = 0; b->help && i < e->device_count; i++) {
-        fs_driver *other = &e->drivers[i];
+        fs_driver *other = &e->drivers[(d->helped + i) % e->device_count];
         if (!other->working) continue;
+        working++;
         atomic_store(&d->called, 0);
         pthread_mutex_unlock(&e->lock);
         int64_t took = b->help(d->device, other->device, &d->called);
         pthread_mutex_lock(&e->lock);
         d->busy_ns += took;
-        if (took == 0 && !atomic_load(&d->called)) wait_a_moment(d); /* it waits for others, or reads */
+        if (took == 0 && !atomic_load(&d->called)) continue; /* it waits for others, or reads */
+        d->helped = (int)(other - e->drivers);
         return 1;
     }
-    return 0;
+    if (working) wait_a_moment(d);
+    return working;
 }
 
 static void enqueue_next(fs_driver *d) {

@@ -214,6 +214,7 @@ struct fs_driver {
     int ahead;       /* the driver's own: enqueue before waiting */
     int working;     /* it enqueues: on a CPU, it computes */
     atomic_int called; /* there is something for it: to end its help of others */
+    int helped;        /* the device that it helped last: the first one it looks at */
     int64_t busy_ns;
 };
 

@@ -407,7 +407,7 @@ static void the_eventfd_announces(void) {
 /* Two chunks that wait for each other: a device of one thread cannot do them alone. */
 static struct {
     fs_ops original;
-    atomic_int begun, met, calls;
+    atomic_int begun, met, calls, reads;
 } meeting;
 
 static void meet(void *none, int64_t chunk, int thread) {
@@ -438,6 +438,41 @@ static void an_idle_device_helps_the_other(void) {
         check_same(&q, &reference_rows, &MEAN, "with the other device's help");
     }
     CHECK(meeting.calls >= 5);
+    CHECK_INT(meeting.met, 2 * meeting.calls);
+    fs_engine_close(e);
+    end();
+}
+
+/* The first device reads, as one that streams layers does, until the second's chunks have met: the third has to. */
+static fs_status read_or_meet(fs_step *s, fs_view y, const fs_gather *tables, int n, const fs_norm *norm) {
+    int64_t until = fs_now_ns() + 20 * INT64_C(1000000000);
+    if (!strcmp(s->device->name, "cpu:0")) {
+        atomic_store(&meeting.reads, 1);
+        while (atomic_load(&meeting.met) < 2 && fs_now_ns() < until) fs_pause();
+    }
+    if (!strcmp(s->device->name, "cpu:1")) {
+        while (!atomic_load(&meeting.reads) && fs_now_ns() < until) fs_pause();
+        return met(s, y, tables, n, norm);
+    }
+    return meeting.original.gather_norm(s, y, tables, n, norm);
+}
+
+static void one_that_reads_is_passed_by(void) {
+    static request q;
+    start();
+    const setup s = { .devices = { "cpu:0", "cpu:1", "cpu:2" },
+                      .device_count = 3,
+                      .parallel = "replicate",
+                      .threads = 1,
+                      .knobs = { "FIRESTEEL_BATCH_TOKENS", "64" } };
+    fs_engine *e = opened(&model, &s);
+    memset(&meeting, 0, sizeof meeting);
+    meeting.original = e->replicas[0].stages[0].ops;
+    for (int r = 0; r < e->replica_count; r++) e->replicas[r].stages[0].ops.gather_norm = read_or_meet;
+    make_rows(&q, 5, ROWS);
+    run(e, &q, &MEAN);
+    check_same(&q, &reference_rows, &MEAN, "beside a device that reads");
+    CHECK(meeting.reads && meeting.calls >= 1);
     CHECK_INT(meeting.met, 2 * meeting.calls);
     fs_engine_close(e);
     end();
@@ -480,4 +515,5 @@ TESTS({ "any_batch_any_threads", any_batch_any_threads }, { "slots_and_modes", s
       { "duplicates_are_computed_once", duplicates_are_computed_once }, { "many_callers", many_callers },
       { "wrong_rows", wrong_rows }, { "wrong_requests", wrong_requests },
       { "the_eventfd_announces", the_eventfd_announces },
-      { "an_idle_device_helps_the_other", an_idle_device_helps_the_other }, { "figures", figures })
+      { "an_idle_device_helps_the_other", an_idle_device_helps_the_other },
+      { "one_that_reads_is_passed_by", one_that_reads_is_passed_by }, { "figures", figures })
