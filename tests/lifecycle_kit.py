@@ -1,7 +1,8 @@
 """What test_lifecycle.py has managers serve, and clients that are processes of their own. Imports no test package.
 
 Services: every connection is told the manager's pid, then gets its messages back. Clients: `python lifecycle_kit.py
-SERVICE [IDLE_TTL]` reaches the manager, prints its pid and stays connected until its standard input ends.
+SERVICE [IDLE_TTL]` reaches the manager, prints its pid and stays connected until its standard input ends. For all who
+start managers: managers_in, those that live.
 """
 
 from __future__ import annotations
@@ -12,7 +13,21 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+
+
+def managers_in(directory: Path) -> list[int]:
+    """Processes that a manager's lock in the directory names and that are alive."""
+    from firesteel import lifecycle
+
+    found = []
+    for lock in directory.glob("*.lock"):
+        with suppress(OSError, ValueError):  # it went meanwhile, or is being written
+            looked = lifecycle.look_up(int(lock.read_text().partition(":")[0] or 0))
+            if looked is not None and looked.state not in "ZX":
+                found.append(looked.process.pid)
+    return found
 
 
 class Echo:

@@ -36,12 +36,8 @@ def build_wheel(source: Path, into: Path, **environment: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    """A copy of the checkout: sources, and the objects compiled so far (their dates come along)."""
-    copy = tmp_path_factory.mktemp("tree") / "firesteel"
-    unwanted = shutil.ignore_patterns(".git", ".venv*", "dist", "lib.linux-*", "*.so", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=unwanted)
-    return copy
+def tree(copy_checkout, tmp_path_factory) -> Path:
+    return copy_checkout(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,9 @@ def small_wheel(folder: Path, name: str, version: str, *, tag: str = "py3-none-a
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(copy_checkout, tmp_path_factory) -> Path:
     """firesteel's, from a copy of the checkout, so that nothing of it is disturbed."""
-    copy = tmp_path_factory.mktemp("tree") / "firesteel"
-    unwanted = shutil.ignore_patterns(".git", ".venv*", "dist", "lib.linux-*", "*.so", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=unwanted)
+    copy = copy_checkout(tmp_path_factory.mktemp("tree"))
     command = [sys.executable, "setup.py", "--quiet", "bdist_wheel"]
     done = subprocess.run(command, cwd=copy, env=os.environ | {"FIRESTEEL_CUDA": "0"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

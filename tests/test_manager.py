@@ -24,6 +24,7 @@ import tiny
 import tiny_torch
 from firesteel import _core, lifecycle, manager, remote
 from firesteel.service import Service, build
+from lifecycle_kit import managers_in
 
 HERE = Path(__file__).parent
 LENGTHS = (1, 2, 3, 5, 8, 8, 13, 21, 34, 55, 64, 64, 40, 7)
@@ -34,18 +35,8 @@ def place(tmp_path, monkeypatch):
     """A folder for this test's manager, which is ended with the test."""
     monkeypatch.setenv("FIRESTEEL_MANAGER_DIR", str(tmp_path / "m"))
     yield tmp_path / "m"
-    for pid in managers(tmp_path / "m"):
+    for pid in managers_in(tmp_path / "m"):
         os.kill(pid, signal.SIGKILL)
-
-
-def managers(folder: Path) -> list[int]:
-    """Processes that a manager's lock in the folder names and that are alive."""
-    found = []
-    for lock in folder.glob("*.lock"):
-        looked = lifecycle.look_up(int(lock.read_text().partition(":")[0] or 0))
-        if looked is not None and looked.state not in "ZX":
-            found.append(looked.process.pid)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +233,7 @@ def test_idle_ttl_is_told_to_the_manager(folder, place):
         pid = pid_of(engine)
         time.sleep(3 * manager.TICK)  # the manager looks now and then
     deadline = time.monotonic() + 20
-    while lifecycle.look_up(pid) is not None and managers(place):
+    while lifecycle.look_up(pid) is not None and managers_in(place):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

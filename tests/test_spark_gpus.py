@@ -17,6 +17,7 @@ from pathlib import Path
 
 import firesteel
 import pytest
+import test_spark_manager
 import tiny
 from firesteel import lifecycle
 
@@ -66,19 +67,16 @@ def settings(amount: int) -> dict[str, str]:
 def teller():
     """For tasks, by value: what this task, its executor and the executor's manager see of GPUs."""
 
+    ask = test_spark_manager.teller()
+
     def told(_: object) -> dict[str, object]:
-        from firesteel import _core, claims, gpus, lifecycle
-        from firesteel.service import build
+        from firesteel import claims, gpus
         from pyspark import TaskContext
 
-        client = _core.Client(build(), 20.0)
-        with lifecycle.reach() as socket:
-            client.connect(socket.fileno())
-        time.sleep(0.5)  # so that no worker takes all tasks
-        there = json.loads(client.ask(b'{"ask": "stats"}'))
+        jvm, there = ask(None)
         manager = there["pid"]
         return {
-            "jvm": lifecycle.identity().executor.pid,
+            "jvm": jvm,
             "worker": os.getpid(),
             "task": TaskContext.get().resources()["gpu"].addresses,
             "manager": manager,

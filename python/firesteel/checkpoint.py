@@ -156,13 +156,19 @@ def files_read(model: str | os.PathLike[str], weights: bool = True) -> list[str]
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def _model_folder(model: str | os.PathLike[str]) -> str:
+def path_of(model: str | os.PathLike[str], wanted: str) -> str:
+    """`model` as text. Raises CheckpointError, with what is `wanted` there, for what is no path."""
     try:
         given = os.fspath(model)
     except TypeError:
-        raise CheckpointError(f"model is a {type(model).__name__}; give the path of a model folder") from None
+        raise CheckpointError(f"model is a {type(model).__name__}; {wanted} belongs there") from None
     if not isinstance(given, str) or not given or "\0" in given:
-        raise CheckpointError(f"model is {given!r}; give the path of a model folder as a string")
+        raise CheckpointError(f"model is {given!r}; {wanted} belongs there, as a string")
+    return given
+
+
+def _model_folder(model: str | os.PathLike[str]) -> str:
+    given = path_of(model, "the path of a model folder")
     folder = os.path.abspath(os.path.expanduser(given))
     if os.path.isdir(folder):
         return folder

@@ -27,7 +27,7 @@ from types import ModuleType
 
 from . import node_cache
 from ._core import CheckpointError, ConfigError
-from .checkpoint import INDEX, NAMES_READ, files_read
+from .checkpoint import INDEX, NAMES_READ, files_read, path_of
 
 FORMS = 'a folder, "dbfs:/...", "models:/name/version" or a hub id "org/name@revision"'
 SAMPLES = 16  # blocks of a file of weights that are looked at: models of one shape have one header
@@ -69,12 +69,7 @@ def resolve(model: str | os.PathLike[str]) -> Located:
     """
     if isinstance(model, Located):
         return model
-    try:
-        given = os.fspath(model)
-    except TypeError:
-        raise CheckpointError(f"model is a {type(model).__name__}; {FORMS} belongs there") from None
-    if not isinstance(given, str) or not given or "\0" in given:
-        raise CheckpointError(f"model is {given!r}; {FORMS} belongs there, as a string")
+    given = path_of(model, FORMS)
     if given.startswith("dbfs:/"):
         path = os.path.normpath("/" + given.removeprefix("dbfs:").lstrip("/"))
         return Located(path if path.startswith("/Volumes/") else f"/dbfs{path}")
