@@ -5,18 +5,18 @@
 
 Rows are token ids, other ones in each round, so that nothing is known from before. Each way has a process of its own
 on the same cores, and a manager of its own; a round asks each way once, one after the other (common.py). "against_one"
-is the median over the rounds of how many times as fast as one engine a way was, "against_two" as two tasks;
-"single_ms" the median time of a row of 8 tokens in an idle engine, asked in every round after its rows, and
-"single_added_ms" the median over the rounds of what it took more than in one engine; "pss_mb" what the way's processes
-take together, each page counted once, and of which the manager "manager_pss_mb". All ways must give the same bits. One
-JSON line a way goes to stdout.
+is the median over the rounds of how many times as fast as one engine a way was, "against_two" as two tasks; "batches"
+is how many it computed, "busy" the share of the time in which its device did, "clients_cpu_s" what its clients
+computed themselves; "single_ms" the median time of a row of 8 tokens in an idle engine, asked in every round after its
+rows, and "single_added_ms" the median over the rounds of what it took more than in one engine; "pss_mb" what the way's
+processes take together, each page counted once, and of which the manager "manager_pss_mb". All ways must give the same
+bits. One JSON line a way goes to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import operator
 import os
 import statistics
 import sys
@@ -59,6 +59,10 @@ def single(engine, seed: int) -> float:
     return statistics.median(seconds) * 1e3
 
 
+def work_of(stats: dict) -> dict:
+    return {"batches": stats["batches"], "busy": sum(device["busy_seconds"] for device in stats["devices"])}
+
+
 def client(model: str, rows: int, index: int, of: int) -> None:
     """One task: its share of the rows."""
     replies = common.replies()
@@ -74,7 +78,12 @@ def client(model: str, rows: int, index: int, of: int) -> None:
         return {}
 
     def embed() -> dict:
-        return {"bits": hashlib.sha256(engine.embed(mine).tobytes()).hexdigest()}
+        start = time.process_time()
+        vectors = engine.embed(mine)
+        return {"cpu": time.process_time() - start, "bits": hashlib.sha256(vectors.tobytes()).hexdigest()}
+
+    def computed() -> dict:
+        return work_of(engine._core.ask({"ask": "stats"})["models"][0]["stats"])
 
     def about() -> dict:
         return {"pss": pss("self"), "manager": engine._core.ask({"ask": "stats"})["pid"]}
@@ -82,7 +91,8 @@ def client(model: str, rows: int, index: int, of: int) -> None:
     def one_row(seed: int) -> dict:
         return {"ms": single(engine, seed)}
 
-    common.serve(replies, {"make": make, "embed": embed, "one_row": one_row, "about": about})
+    asked = {"make": make, "embed": embed, "computed": computed, "one_row": one_row, "about": about}
+    common.serve(replies, asked)
 
 
 def child(name: str, model: str, threads: int, rows: int) -> None:
@@ -104,11 +114,13 @@ def of_one(model: str, threads: int, rows: int, here: str, tasks: int) -> dict:
 
     def embed(seed: int, shares: int) -> dict:
         made = rows_of(lengths, seed)
+        before = work_of(engine.stats())
         start = time.perf_counter()
         vectors = engine.embed(made)
         seconds = time.perf_counter() - start
+        after = work_of(engine.stats())
         bits = {n: [hashlib.sha256(vectors[i::n].tobytes()).hexdigest() for i in range(n)] for n in WAYS.values() if n}
-        return {"seconds": seconds, "bits": bits}
+        return {"seconds": seconds, "bits": bits, "cpu": 0.0, "work": {k: after[k] - before[k] for k in after}}
 
     def about() -> dict:
         return {"pss": pss("self"), "manager_pss": 0}
@@ -140,9 +152,17 @@ def of_tasks(model: str, threads: int, rows: int, here: str, tasks: int) -> dict
 
     def embed(seed: int, shares: int) -> dict:
         all_at_once("make", seed=seed)
+        before = clients[0].ask("computed")
         start = time.perf_counter()
         found = all_at_once("embed")
-        return {"seconds": time.perf_counter() - start, "bits": {shares: [one["bits"] for one in found]}}
+        seconds = time.perf_counter() - start
+        after = clients[0].ask("computed")
+        return {
+            "seconds": seconds,
+            "bits": {shares: [one["bits"] for one in found]},
+            "cpu": sum(one["cpu"] for one in found),
+            "work": {k: after[k] - before[k] for k in before},
+        }
 
     def about() -> dict:
         found = [one.ask("about") for one in clients]
@@ -162,7 +182,7 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
     here = os.path.abspath(__file__)
     workers = {n: common.Child(n, here, ["--child", n, model, str(threads), str(rows)], threads) for n in WAYS}
     rounds = dict.fromkeys(WAYS, 0)
-    singles: dict[str, list[float]] = {name: [] for name in WAYS}
+    replies: dict[str, list[dict]] = {name: [] for name in WAYS}
     bits: dict[int, dict] = {}
 
     def once(worker: common.Child) -> float:
@@ -171,12 +191,12 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
         for share, found in reply["bits"].items():
             if bits.setdefault(seed, {}).setdefault(str(share), found) != found:
                 raise SystemExit(f"manager: {worker.name} gives rows other bits")
-        singles[worker.name].append(worker.ask("one_row", seed=seed)["ms"])
+        replies[worker.name].append(reply | worker.ask("one_row", seed=seed))
         return reply["seconds"]
 
     for worker in workers.values():
         once(worker)  # warms up
-        singles[worker.name].clear()
+        replies[worker.name].clear()
     about = {name: worker.ask("about") for name, worker in workers.items()}
     seconds = common.in_turn(workers, repeats, once)
     for worker in workers.values():
@@ -191,8 +211,7 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
             **common.throughput(seconds[name], rows, tokens),
             "against_one": round(common.paired_ratio(seconds[name], seconds[ONE]), 3),
             "against_two": round(common.paired_ratio(seconds[name], seconds[TWO]), 3),
-            "single_ms": round(statistics.median(singles[name]), 3),
-            "single_added_ms": round(statistics.median(map(operator.sub, singles[name], singles[ONE])), 3),
+            **figures(replies[name], replies[ONE]),
             "pss_mb": round(about[name]["pss"] / 1e6, 1),
             "manager_pss_mb": round(about[name]["manager_pss"] / 1e6, 1),
         }
@@ -200,6 +219,19 @@ def measure(model: str, threads: int, rows: int, repeats: int) -> list[dict]:
         told = f"{line['against_one']} of one engine, a row {line['single_added_ms']:+} ms"
         print(f"{name:12} {line['tokens_per_s']:8} tokens/s  {told}", file=sys.stderr)
     return lines
+
+
+def figures(replies: list[dict], of_one: list[dict]) -> dict:
+    """Medians over the rounds."""
+    return {
+        "batches": statistics.median(reply["work"]["batches"] for reply in replies),
+        "busy": round(statistics.median(reply["work"]["busy"] / reply["seconds"] for reply in replies), 4),
+        "clients_cpu_s": round(statistics.median(reply["cpu"] for reply in replies), 3),
+        "single_ms": round(statistics.median(reply["ms"] for reply in replies), 3),
+        "single_added_ms": round(
+            statistics.median(reply["ms"] - one["ms"] for reply, one in zip(replies, of_one, strict=True)), 3
+        ),
+    }
 
 
 def main() -> None:
