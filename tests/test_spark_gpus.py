@@ -40,7 +40,8 @@ expected = m.expected(df, folder)
 assert found.keys() == expected.keys()
 worst = max(np.abs(np.subtract(found[i], expected[i])).max() for i in expected)
 seen = spark.sparkContext.parallelize(range(8), 8).map(t.teller()).collect()
-print(json.dumps({"worst": float(worst), "seen": seen}), flush=True)
+shares = [json.loads(row.share) for row in df.mapInPandas(t.share_teller(), "share string").collect()]
+print(json.dumps({"worst": float(worst), "seen": seen, "shares": shares}), flush=True)
 spark.stop()
 """
 
@@ -84,6 +85,19 @@ def teller():
             "models": [[device["name"] for device in model["stats"]["devices"]] for model in there["models"]],
             "claims": [sorted(record.gpus) for record in claims.found() if record.process.pid == manager],
         }
+
+    return told
+
+
+def share_teller():
+    """For tasks of SQL, which have the driver's conf: their GPUs where they are all of the executor's, else null."""
+
+    def told(batches):
+        import pandas as pd
+        from firesteel import gpus
+
+        for _ in batches:
+            yield pd.DataFrame({"share": [json.dumps(gpus._of_task())]})
 
     return told
 
@@ -143,15 +157,15 @@ def cluster(tmp_path_factory, software_driver):
             process.wait()
 
 
-def run(cluster, folder: str, amount: int) -> list[dict]:
-    """What the tasks of an application say."""
+def run(cluster, folder: str, amount: int) -> tuple[list[dict], list]:
+    """What the tasks of an application say, and what those of SQL know of their executor's GPUs."""
     master, environment, _ = cluster
     command = [sys.executable, "-c", DRIVER, master, folder, str(amount)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-4000:]
     said = json.loads(ran.stdout.splitlines()[-1])
     assert said["worst"] < 1e-5
-    return said["seen"]
+    return said["seen"], said["shares"]
 
 
 def uuid(address: str) -> str:
@@ -164,7 +178,8 @@ def uuid(address: str) -> str:
 @pytest.mark.parametrize(("amount", "executors"), [(1, 2), (2, 1)])
 def test_one_manager_an_executor_with_the_executors_gpus(cluster, tmp_path, amount, executors):
     folder = str(tiny.write(tmp_path / "model", seed=amount, layers=2, hidden=48))
-    seen = run(cluster, folder, amount)
+    seen, shares = run(cluster, folder, amount)
+    assert shares and all(share is None if amount > 1 else share in [[a] for a in ADDRESSES] for share in shares)
     jvms = {told["jvm"] for told in seen}
     assert len(jvms) == executors
     all_shown = []

@@ -6,31 +6,54 @@ a manager serves all tasks. In this order:
     1. the file that Spark's standalone workers and masters name on the executor's command line (--resourcesFile), which
        lists all of the executor's addresses
     2. the executor JVM's own environment, where its owner or the cluster's says what it may see
-    3. outside of Spark, or where neither can be read, this process' environment
+    3. the addresses of this worker's task, where they are as many as executors have GPUs: the driver's conf says how
+       many, and travels with SQL jobs. Fewer say nothing: Spark packs fractions on one GPU and leaves others idle
+    4. nothing at all: an executor that nobody restricts has all GPUs of its host
+    5. outside of Spark, or where the JVM is hidden, this process' environment
+
+Addresses (1 and 3) are nvidia-smi's numbers, which go by PCI bus; the driver's own order begins with the fastest.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import suppress
 
 from .lifecycle import Process
 
-VARIABLE = "CUDA_VISIBLE_DEVICES"
+VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+_SAID = (f"{VARIABLE}=", f"{ORDER}=")
+AMOUNT = "spark.executor.resource.gpu.amount"
 
 
-def visible(executor: Process | None) -> str | None:
-    """The value for the manager; None: the variable is not to be set."""
+def visible(executor: Process | None) -> dict[str, str]:
+    """What the manager's environment is to say of GPUs; without VARIABLE: that is not to be set."""
+    own = {name: os.environ[name] for name in (VARIABLE, ORDER) if name in os.environ}
     if executor is None:
-        return os.environ.get(VARIABLE)
+        return own
     addresses = _listed(_resources_file(executor.pid))
-    if addresses is not None:
-        return ",".join(addresses)
-    environment = _strings(f"/proc/{executor.pid}/environ")
-    if environment is None:
-        return os.environ.get(VARIABLE)
-    return next((entry.partition("=")[2] for entry in environment if entry.startswith(f"{VARIABLE}=")), None)
+    if addresses is None:
+        environment = _strings(f"/proc/{executor.pid}/environ")
+        shown = own if environment is None else dict(e.split("=", 1) for e in environment if e.startswith(_SAID))
+        addresses = None if VARIABLE in shown else _of_task()
+        if addresses is None:
+            return shown
+    return {VARIABLE: ",".join(addresses), ORDER: "PCI_BUS_ID"}
+
+
+def _of_task() -> list[str] | None:
+    """The addresses of this worker's task, if they are all that its executor has."""
+    if "pyspark" not in sys.modules:
+        return None
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    given = task.resources().get("gpu") if task is not None else None
+    if given is None or not given.addresses or task.getLocalProperty(AMOUNT) != str(len(given.addresses)):
+        return None
+    return [str(address) for address in given.addresses]
 
 
 def _resources_file(pid: int) -> str | None:

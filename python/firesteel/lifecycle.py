@@ -529,17 +529,14 @@ class _Start:
 
     def _environment(self) -> dict[str, str]:
         """This process's, without what concerns one worker, and with the executor's GPUs."""
-        from .gpus import VARIABLE, visible
+        from .gpus import ORDER, VARIABLE, visible
 
         environment = {
             name: value
             for name, value in os.environ.items()
-            if name not in _OF_ONE_WORKER and not name.startswith(_SECRETS)
+            if name not in (*_OF_ONE_WORKER, VARIABLE, ORDER) and not name.startswith(_SECRETS)
         }
-        shown = visible(self.whose.executor)
-        environment.pop(VARIABLE, None)
-        if shown is not None:
-            environment[VARIABLE] = shown
+        environment |= visible(self.whose.executor)
         environment |= {f"FIRESTEEL_{knob}": str(value) for knob, value in self.settings.items()}
         path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
