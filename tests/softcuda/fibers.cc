@@ -195,10 +195,20 @@ static void forget_fibers([[maybe_unused]] fiber_pool *pool) {
 #endif
 }
 
+/* Whoever has this place next, another fiber or the stack of a thread, must find no redzones there. */
+static void stack_clean([[maybe_unused]] char *stack) {
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(stack, stack_bytes);
+#endif
+}
+
 static void pool_free(void *given) {
     fiber_pool *pool = static_cast<fiber_pool *>(given);
     forget_fibers(pool);
-    for (char *stack : pool->stacks) munmap(stack, stack_bytes);
+    for (char *stack : pool->stacks) {
+        stack_clean(stack);
+        munmap(stack, stack_bytes);
+    }
     delete pool;
 }
 
@@ -226,9 +236,6 @@ static int stack_take(fiber_pool *pool) {
             std::perror("softcuda: a stack");
             std::abort();
         }
-#ifdef __SANITIZE_ADDRESS__
-        ASAN_UNPOISON_MEMORY_REGION(at, stack_bytes); /* a pool that is gone may have had this place */
-#endif
         pool->stacks.push_back(static_cast<char *>(at));
         pool->known_as.push_back(nullptr);
         return static_cast<int>(pool->stacks.size()) - 1;
@@ -241,9 +248,7 @@ static int stack_take(fiber_pool *pool) {
 static void all_stacks_free(fiber_pool *pool) {
     pool->free_stacks.clear();
     for (int i = static_cast<int>(pool->stacks.size()) - 1; i >= 0; i--) pool->free_stacks.push_back(i);
-#ifdef __SANITIZE_ADDRESS__
-    for (char *stack : pool->stacks) ASAN_UNPOISON_MEMORY_REGION(stack, stack_bytes);
-#endif
+    for (char *stack : pool->stacks) stack_clean(stack);
 }
 
 /* -- who runs next ------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,10 @@
 
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 struct launch {
     unsigned threads = 32;
     softcuda_index blocks = { 1, 1, 1 };
@@ -121,6 +125,29 @@ KERNEL(sum_in_shared, numbers) {
     }
     if (threadIdx.x == 0) a.y[blockIdx.x] = held[0];
 }
+
+#ifdef __SANITIZE_ADDRESS__
+KERNEL(tells_its_stacks, numbers) {
+    char here = 0;
+    FS_SYNC();
+    reinterpret_cast<char **>(a.y)[threadIdx.x] = &here;
+}
+
+/* Else an OS thread that later has its own stack there is said to have overrun what a fiber once had. */
+TEST(redzones_go_with_their_stacks) {
+    const char *at[32] = {};
+    const size_t around = 2048;
+    int poisoned = 0;
+    std::thread([&] {
+        RUN("tells_its_stacks", (numbers{ reinterpret_cast<float *>(at), nullptr, 0 }), {});
+        for (const char *here : at)
+            for (size_t i = 0; i < 2 * around; i++) poisoned += __asan_address_is_poisoned(here - around + i);
+    }).join();
+    CHECK(poisoned > 0);
+    for (const char *here : at)
+        for (size_t i = 0; i < 2 * around; i++) CHECK(!__asan_address_is_poisoned(here - around + i));
+}
+#endif
 
 TEST(two_os_threads_run_grids_at_once) {
     auto work = [](float value) {
