@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import firesteel
 import numpy as np
@@ -341,6 +342,16 @@ def test_spark_connect_tells_of_finished_tasks():
 class FakeContext:
     def __init__(self, stages):
         self.stages, self.active = stages, []
+        self.jobs = {}  # number -> (group, stages)
+
+    def getLocalProperty(self, name):
+        return {"spark.jobGroup.id": "mine"}.get(name)
+
+    def getJobIdsForGroup(self, group):
+        return [number for number, (of, _) in self.jobs.items() if of == group]
+
+    def getJobInfo(self, number):
+        return SimpleNamespace(stageIds=self.jobs[number][1]) if self.jobs[number][1] else None
 
     def statusTracker(self):
         return self
@@ -361,6 +372,15 @@ def test_without_counters_all_stages_that_run_meanwhile_are_seen():
     spark.active, spark.stages[2] = [], Stage(2, 4, 4)
     seen.look()
     assert (seen.totals, seen.finished) == ({2: 4}, 4)
+
+
+def test_without_counters_short_jobs_are_seen_too():
+    spark = FakeContext({n: Stage(n, n, n) for n in range(1, 7)})
+    spark.jobs = {0: ("mine", [1])}
+    seen = StagesTasks(spark, None)
+    spark.jobs |= {1: ("mine", [2, 3]), 2: ("another's", [4]), 3: ("mine", None), 4: ("mine", [6])}
+    seen.look()
+    assert (seen.totals, seen.finished) == ({2: 2, 3: 3, 6: 6}, 11)
 
 
 def test_a_stage_that_is_tried_again_keeps_its_tasks(totals):

@@ -38,11 +38,14 @@ class TasksSeen:
 
 
 class StagesTasks(TasksSeen):
-    """Of the stages whose tasks have told something; where none can tell, of all that run meanwhile."""
+    """Of the stages whose tasks have told something; where none can tell, of all that run meanwhile. Those of the
+    thread's job group (or of none) Spark still knows when a look comes too late to see them run."""
 
     def __init__(self, context: SparkContext, told: Totals | None) -> None:
         super().__init__()
         self._tracker = context.statusTracker()
+        self._group = context.getLocalProperty("spark.jobGroup.id")
+        self._jobs_before = set(self._tracker.getJobIdsForGroup(self._group))
         self._told = told
         self._seen: set[int] = set()
         self._others = set(self._tracker.getActiveStageIds())
@@ -50,13 +53,19 @@ class StagesTasks(TasksSeen):
     def look(self) -> None:
         with suppress(Exception):  # the context may have been stopped, by which nothing is learnt any more
             if self._told is None:
-                self._seen |= set(self._tracker.getActiveStageIds()) - self._others
+                self._see()
             for stage in self._seen if self._told is None else self._told.stages:
                 if stage in self.totals and self._finished[stage] == self.totals[stage]:
                     continue
                 info = self._tracker.getStageInfo(stage)
                 if info is not None:
                     self.note(stage, info.numTasks, info.numCompletedTasks)
+
+    def _see(self) -> None:
+        self._seen |= set(self._tracker.getActiveStageIds()) - self._others
+        jobs = set(self._tracker.getJobIdsForGroup(self._group)) - self._jobs_before
+        for job in filter(None, map(self._tracker.getJobInfo, jobs)):
+            self._seen |= set(job.stageIds)
 
 
 class ConnectTasks(TasksSeen):
