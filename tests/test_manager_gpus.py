@@ -11,6 +11,7 @@ import types
 import pytest
 from firesteel import gpus
 from firesteel.lifecycle import look_up
+from firesteel.spark import _task_context
 
 GPUS = [{"id": {"componentName": "spark.executor", "resourceName": "gpu"}, "addresses": ["2", "5"]}]
 FPGAS = [{"id": {"componentName": "spark.executor", "resourceName": "fpga"}, "addresses": ["0"]}]
@@ -87,7 +88,7 @@ class Task:
         return self.given
 
     def getLocalProperty(self, name: str) -> str | None:
-        return {gpus.AMOUNT: self.amount}.get(name)
+        return {_task_context.GPUS: self.amount}.get(name)
 
 
 @pytest.fixture

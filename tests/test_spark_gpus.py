@@ -94,10 +94,10 @@ def share_teller():
 
     def told(batches):
         import pandas as pd
-        from firesteel import gpus
+        from firesteel.spark import _task_context
 
         for _ in batches:
-            yield pd.DataFrame({"share": [json.dumps(gpus._of_task())]})
+            yield pd.DataFrame({"share": [json.dumps(_task_context.all_gpus())]})
 
     return told
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
-from firesteel.spark import _columns, _rows, _worker
+from firesteel.spark import _columns, _rows, _task_context, _worker
 from firesteel.spark._options import embed_job
 from firesteel.spark._window import FIRST_ROWS, LARGEST_SLICE, MOST_ROWS, Window
 
@@ -396,7 +396,7 @@ def test_threads_option_over_conf_over_environment_over_task_cpus(
     kept, model, monkeypatch, option, conf, environment, cpus, threads
 ):
     properties = {} if conf is None else {"threads": conf}
-    monkeypatch.setattr(_worker, "_task", lambda: None if cpus is None else Task(cpus, **properties))
+    monkeypatch.setattr(_task_context, "current", lambda: None if cpus is None else Task(cpus, **properties))
     if environment is not None:
         monkeypatch.setenv("FIRESTEEL_THREADS", environment)
     with _worker.attach(model, embed_job(model, threads=option, manager=False).engine):
@@ -407,7 +407,7 @@ def test_knobs_of_the_session_count_only_while_an_engine_opens(kept, model, monk
     import os
 
     seen = []
-    monkeypatch.setattr(_worker, "_task", lambda: Task(batch_tokens="256"))
+    monkeypatch.setattr(_task_context, "current", lambda: Task(batch_tokens="256"))
     opening = _worker.Engine.__init__
     monkeypatch.setattr(
         _worker.Engine,

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import suppress
 
 from .lifecycle import Process
+from .spark import _task_context
 
 VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 _SAID = (f"{VARIABLE}=", f"{ORDER}=")
-AMOUNT = "spark.executor.resource.gpu.amount"
 
 
 def visible(executor: Process | None) -> dict[str, str]:
@@ -37,23 +36,10 @@ def visible(executor: Process | None) -> dict[str, str]:
     if addresses is None:
         environment = _strings(f"/proc/{executor.pid}/environ")
         shown = own if environment is None else dict(e.split("=", 1) for e in environment if e.startswith(_SAID))
-        addresses = None if VARIABLE in shown else _of_task()
+        addresses = None if VARIABLE in shown else _task_context.all_gpus()
         if addresses is None:
             return shown
     return {VARIABLE: ",".join(addresses), ORDER: "PCI_BUS_ID"}
-
-
-def _of_task() -> list[str] | None:
-    """The addresses of this worker's task, if they are all that its executor has."""
-    if "pyspark" not in sys.modules:
-        return None
-    from pyspark import TaskContext
-
-    task = TaskContext.get()
-    given = task.resources().get("gpu") if task is not None else None
-    if given is None or not given.addresses or task.getLocalProperty(AMOUNT) != str(len(given.addresses)):
-        return None
-    return [str(address) for address in given.addresses]
 
 
 def _resources_file(pid: int) -> str | None:

@@ -19,6 +19,7 @@ Only this folder imports pyspark, and only when one of these names is used: the 
     _watch                     a progress from beginning to end, with what is its own:
     _listener, _totals         the port to which tasks tell, and the sums of what they told
     _tasks_seen, _bar, _report what Spark knows of tasks, what is shown, what is left in the end
+    _task_context              what Spark says of the task that this worker runs
     _columns                   all Arrow and pandas conversions
     _worker                    the engines that this worker process uses; the only place that knows where they are
 """

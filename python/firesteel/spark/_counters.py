@@ -23,6 +23,7 @@ import numpy as np
 
 from .._core import Error
 from ..engine import Engine, Pending
+from . import _task_context
 
 PROPERTY = "firesteel.progress.token"  # HOST:PORT:TOKEN, of the job; its name has it hidden, see _watch
 EVERY_SECONDS = 0.3
@@ -161,11 +162,8 @@ class Counters(Silent):
 
 def of_task() -> Silent:
     """The counters of a new pass of this task, silent where no progress is on. One look-up."""
-    from pyspark import TaskContext
-
-    task = TaskContext.get()
-    said = task.getLocalProperty(PROPERTY) if task is not None else None
-    if not said:
+    task, said = _task_context.current(), _task_context.local_property(PROPERTY)
+    if task is None or not said:
         return Silent()
     host, port, token = said.rsplit(":", 2)
     return Counters(host, int(port), token, (task.stageId(), task.partitionId(), task.taskAttemptId()))

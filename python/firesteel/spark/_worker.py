@@ -23,6 +23,7 @@ from ..engine import Engine
 from ..locate import Located
 from ..remote import connect
 from ..tokenizer import set_threads
+from . import _task_context
 
 KEPT = 3  # engines that no task is using; the one that was used longest ago goes first
 
@@ -42,7 +43,7 @@ def attach(model: str | Located, options: tuple[tuple[str, object], ...]) -> Ite
 
     A worker's own engine has the cores of one task, the manager's those of all; the tokeniser has the task's.
     """
-    knobs = _knobs(_task_property())
+    knobs = _knobs(_task_context.local_property)
     wanted = dict(options)
     threads = _threads(wanted["threads"], knobs)
     shared = wanted.pop("manager")
@@ -96,7 +97,7 @@ def _threads(option: int | None, knobs: dict[str, str]) -> int | None:
         return option
     if said and said != "0":
         return int(said) if said.isdecimal() else None  # of any other text the engine says what is wrong with it
-    task = _task()
+    task = _task_context.current()
     return max(1, task.cpus()) if task is not None else None
 
 
@@ -114,17 +115,6 @@ def ignore_keys_of_session() -> Iterator[None]:
     said = session.conf.get("spark.firesteel.ignore_keys", None) if session is not None else None
     with _environment({} if said is None else {"IGNORE_KEYS": said}):
         yield
-
-
-def _task() -> object | None:
-    from pyspark import TaskContext
-
-    return TaskContext.get()
-
-
-def _task_property() -> Callable[[str], str | None]:
-    task = _task()
-    return task.getLocalProperty if task is not None else lambda name: None
 
 
 def _knobs(get: Callable[[str], str | None]) -> dict[str, str]:

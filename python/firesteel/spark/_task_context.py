@@ -1,0 +1,37 @@
+"""The task that this worker process runs: what Spark gave it, and what travelled with its job. Elsewhere there is none.
+
+What starts a manager asks too, from a worker that may have imported nothing of Spark's room: this module is light.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark import TaskContext
+
+GPUS = "spark.executor.resource.gpu.amount"
+
+
+def current() -> TaskContext | None:
+    if "pyspark" not in sys.modules:  # then no worker of Spark's called
+        return None
+    from pyspark import TaskContext
+
+    return TaskContext.get()
+
+
+def local_property(name: str) -> str | None:
+    """What the thread that began the job, or for SQL the session's conf, said of it."""
+    task = current()
+    return task.getLocalProperty(name) if task is not None else None
+
+
+def all_gpus() -> list[str] | None:
+    """The addresses of this task's GPUs, where they are as many as its executor has; None: that is not known."""
+    task = current()
+    given = task.resources().get("gpu") if task is not None else None
+    if given is None or not given.addresses or local_property(GPUS) != str(len(given.addresses)):
+        return None
+    return [str(address) for address in given.addresses]
