@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import firesteel
@@ -279,7 +280,24 @@ def test_a_driver_that_does_not_read_stops_nobody(monkeypatch):
         before = time.monotonic()
         counters.end(complete=True)
         assert time.monotonic() - before < 1 and counters._socket is None
-        assert _counters.Counters("127.0.0.1", deaf.getsockname()[1], "x", (1, 0, 0))._socket is None
+
+
+def test_a_driver_that_takes_no_connection_is_asked_once():
+    """A full backlog: later connections are neither made nor refused."""
+    with ExitStack() as open_ones:
+        full = open_ones.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = full.getsockname()
+        for _ in range(8):
+            other = open_ones.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(address)
+        counters = _counters.Counters(*address, "x", (1, 0, 0))
+        counters.came(1)
+        assert counters._unsent
+        before = time.monotonic()
+        counters.end(complete=True)
+        assert time.monotonic() - before < 1 and counters._socket is None
+        assert _counters.Counters(*address, "x", (1, 0, 0))._socket is None
 
 
 def test_a_driver_that_hangs_up_stops_nobody(monkeypatch, listener):
