@@ -51,6 +51,7 @@ def executor(tmp_path):
 def of_the_worker(monkeypatch):
     """A platform has shown this worker one GPU."""
     monkeypatch.setenv(gpus.VARIABLE, "0")
+    monkeypatch.delenv(gpus.ORDER, raising=False)
 
 
 def test_spark_lists_the_executors_gpus(executor, tmp_path):

@@ -339,9 +339,9 @@ class FakeConnect:
 
 
 class Stage:
-    def __init__(self, number, tasks, finished):
+    def __init__(self, number, tasks, finished, active=0):
         self.stage_id, self.num_tasks, self.num_completed_tasks = number, tasks, finished
-        self.numTasks, self.numCompletedTasks = tasks, finished
+        self.numTasks, self.numCompletedTasks, self.numActiveTasks, self.numFailedTasks = tasks, finished, active, 0
 
 
 def test_spark_connect_tells_of_finished_tasks():
@@ -404,9 +404,13 @@ def test_without_counters_short_jobs_are_seen_too():
     spark = FakeContext({n: Stage(n, n, n) for n in range(1, 7)})
     spark.jobs = {0: ("mine", [1])}
     seen = StagesTasks(spark, None)
-    spark.jobs |= {1: ("mine", [2, 3]), 2: ("another's", [4]), 3: ("mine", None), 4: ("mine", [6])}
+    spark.jobs |= {1: ("mine", [2, 3]), 2: ("another's", [4]), 3: ("mine", None), 4: ("mine", [5, 6])}
+    spark.stages[5] = Stage(5, 5, 0)  # skipped, or not begun
     seen.look()
     assert (seen.totals, seen.finished) == ({2: 2, 3: 3, 6: 6}, 11)
+    spark.stages[5] = Stage(5, 5, 0, active=1)
+    seen.look()
+    assert (seen.totals, seen.finished) == ({2: 2, 3: 3, 5: 5, 6: 6}, 11)
 
 
 def test_a_stage_that_is_tried_again_keeps_its_tasks(totals):

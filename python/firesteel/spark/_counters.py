@@ -161,9 +161,10 @@ class Counters(Silent):
 
 
 def of_task() -> Silent:
-    """The counters of a new pass of this task, silent where no progress is on. One look-up."""
-    task, said = _task_context.current(), _task_context.local_property(PROPERTY)
-    if task is None or not said:
+    """The counters of a new pass of this task, silent where no progress is on."""
+    said = _task_context.local_property(PROPERTY)
+    if not said:
         return Silent()
+    task = _task_context.current()
     host, port, token = said.rsplit(":", 2)
     return Counters(host, int(port), token, (task.stageId(), task.partitionId(), task.taskAttemptId()))

@@ -45,7 +45,7 @@ class StagesTasks(TasksSeen):
         super().__init__()
         self._tracker = context.statusTracker()
         self._group = context.getLocalProperty("spark.jobGroup.id")
-        self._jobs_before = set(self._tracker.getJobIdsForGroup(self._group))
+        self._jobs = set(self._tracker.getJobIdsForGroup(self._group))
         self._told = told
         self._seen: set[int] = set()
         self._others = set(self._tracker.getActiveStageIds())
@@ -58,14 +58,15 @@ class StagesTasks(TasksSeen):
                 if stage in self.totals and self._finished[stage] == self.totals[stage]:
                     continue
                 info = self._tracker.getStageInfo(stage)
-                if info is not None:
+                if info is not None and info.numActiveTasks + info.numCompletedTasks + info.numFailedTasks:
                     self.note(stage, info.numTasks, info.numCompletedTasks)
 
     def _see(self) -> None:
         self._seen |= set(self._tracker.getActiveStageIds()) - self._others
-        jobs = set(self._tracker.getJobIdsForGroup(self._group)) - self._jobs_before
+        jobs = set(self._tracker.getJobIdsForGroup(self._group)) - self._jobs
+        self._jobs |= jobs
         for job in filter(None, map(self._tracker.getJobInfo, jobs)):
-            self._seen |= set(job.stageIds)
+            self._seen |= set(job.stageIds)  # among them those that are skipped, of which no task ever runs
 
 
 class ConnectTasks(TasksSeen):
