@@ -47,7 +47,7 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def states(pending: firesteel.engine.Pending) -> list[np.ndarray]:
+def states(pending: firesteel.engine.engine.Pending) -> list[np.ndarray]:
     """Waits. Ends the program with the first faulty row's sentence where there is one."""
     found, faults = pending.result()
     if faults:

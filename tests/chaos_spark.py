@@ -350,9 +350,9 @@ def by_ones(job):
     whole = arrow_function(job)
 
     def compute(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        from firesteel.spark import _window
+        from firesteel.table import window
 
-        _window.FIRST_ROWS = _window.MOST_ROWS = _window.SMALLEST_SLICE = _window.LARGEST_SLICE = 1
+        window.FIRST_ROWS = window.MOST_ROWS = window.SMALLEST_SLICE = window.LARGEST_SLICE = 1
         yield from whole(batches)
 
     compute.__annotations__ = {"batches": Iterator[pa.Array], "return": Iterator[pa.Array]}

@@ -58,13 +58,13 @@ assert all(abs(np.linalg.norm(vector) - 1) < 1e-5 for vector in alone if vector 
 table = pa.table({"text": texts})
 pa.parquet = __import__("pyarrow.parquet").parquet
 pa.parquet.write_table(table, "in.parquet")
-from firesteel import cli
+from firesteel.commands import cli
 assert cli.main(["run", model, "--input", "in.parquet", "--column", "text", "--output", "out.parquet"]) == 0
 """
 
 PANDAS = """
 import pandas as pd
-from firesteel.spark import _columns as columns
+from firesteel.table import columns
 
 rows, faults = columns.rows_of(columns.readable(columns.from_series(pd.Series(texts, dtype=object))))
 assert rows == texts and not faults

@@ -19,12 +19,12 @@ from pathlib import Path
 
 def managers_in(directory: Path) -> list[int]:
     """Processes that a manager's lock in the directory names and that are alive."""
-    from firesteel import lifecycle
+    from firesteel.host.processes import look_up
 
     found = []
     for lock in directory.glob("*.lock"):
         with suppress(OSError, ValueError):  # it went meanwhile, or is being written
-            looked = lifecycle.look_up(int(lock.read_text().partition(":")[0] or 0))
+            looked = look_up(int(lock.read_text().partition(":")[0] or 0))
             if looked is not None and looked.state not in "ZX":
                 found.append(looked.process.pid)
     return found
@@ -118,7 +118,7 @@ class Slow(Echo):
 
 
 def main() -> None:
-    from firesteel import lifecycle
+    from firesteel.manager import lifecycle
 
     ttl = float(sys.argv[2]) if sys.argv[2:] else None
     connection = lifecycle.reach(20, service=f"lifecycle_kit:{sys.argv[1]}", idle_ttl=ttl)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError
-from firesteel.checkpoint import JSON_LIMIT, Checkpoint, read_header
+from firesteel.model.checkpoint import JSON_LIMIT, Checkpoint, read_header
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,10 @@ from pathlib import Path
 import firesteel
 import pytest
 import tiny
-from firesteel import _core, claims, doctor, lifecycle
+from firesteel import _core
+from firesteel.commands import doctor
+from firesteel.engine import claims
+from firesteel.host.processes import Process, look_up
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -28,7 +31,8 @@ FITS_ONE, FITS_BOTH = 64 * MIB + 17_000_000, 64 * MIB + 60_000_000  # the engine
 CHILD = """
 import sys, time
 import firesteel
-from firesteel import claims, _core
+from firesteel.engine import claims
+from firesteel import _core
 
 real, held = _core.Engine, []
 pause, claims.LOCK_SECONDS = float(sys.argv[2]), float(sys.argv[3])
@@ -121,7 +125,7 @@ def uuid(number: int) -> str:
 
 def put(place: Path, name: str, process: object = None, **changed: object) -> Path:
     """A record as the module writes it, of this very process; or with something else in it."""
-    process = process or lifecycle.look_up(os.getpid()).process
+    process = process or look_up(os.getpid()).process
     place.mkdir(exist_ok=True)
     said = {"host": claims._host(), "model": "m", "build": "b", "gpus": {uuid(0): ["cuda:0", 5]}} | changed
     path = place / f"{process}.{name}.claim"
@@ -253,7 +257,7 @@ def test_cpus_are_not_claimed(place, folder):
 def test_an_engine_that_is_dropped_or_forked_away(place, folder, on_gpus):
     code = """
 import os, sys, firesteel
-from firesteel import claims
+from firesteel.engine import claims
 engine = firesteel.Engine(sys.argv[1], devices="cuda:0")
 if os.fork() == 0:
     engine._claim.release()
@@ -278,7 +282,7 @@ def test_the_doctor_lists_them(place):
 
 
 def test_sentences_are_bounded_and_about_the_gpu_that_is_named():
-    process = lifecycle.Process(1, "1")
+    process = Process(1, "1")
     gpus = {"a": "cuda:0", "b": "cuda:1"}
     records = [
         claims.Record(process, os.geteuid() + 1, f"m{i}", "", {"ab"[i % 2]: ("x", i * 10**9)}) for i in range(12)
@@ -316,7 +320,7 @@ def test_text_of_others_cannot_paint_a_terminal(place):
 
 
 def test_hostile_files_are_passed_over(start, place):
-    mine = lifecycle.look_up(os.getpid()).process
+    mine = look_up(os.getpid()).process
     good = put(place, "1")
     for number, text in enumerate(["", "{", "[" * 9000, "null", '{"host": 1}', "\0\xff", "9" * 9000], 10):
         (place / f"{mine}.{number}.claim").write_text(text)
@@ -351,7 +355,7 @@ def test_a_lock_that_nobody_lets_go_of_is_waited_for_a_while(start, place):
     """A process that was stopped while it had it."""
     code = """
 import os, sys, signal
-from firesteel import claims
+from firesteel.engine import claims
 with claims._locks(claims._directory(), {sys.argv[1]: "cuda:0"}):
     print("locked", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -392,7 +396,7 @@ def test_users_share_a_directory_and_cannot_speak_for_each_other(tmp_path, monke
 
     code = """
 import os, sys
-from firesteel import claims
+from firesteel.engine import claims
 class Engine:
     def stats(self):
         return {"devices": [{"name": "cuda:0", "weights": 1000000, "workspace": 0}]}
@@ -410,7 +414,7 @@ with claims._locks(directory, gpus):
         os.chmod(parent, 0o777)
         monkeypatch.setenv("FIRESTEEL_CLAIMS_DIR", f"{parent}/claims")
         monkeypatch.setattr(claims, "LOCK_SECONDS", 0.2)
-        command = [sys.executable, "-c", code, uuid(0), str(lifecycle.look_up(os.getpid()).process)]
+        command = [sys.executable, "-c", code, uuid(0), str(look_up(os.getpid()).process)]
         for owner in (65534, 0):  # of the lock, which is never removed but here
             with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
                 assert other.stdout.readline() == "wrote\n"

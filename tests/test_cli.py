@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from firesteel import cli, doctor, run
+from firesteel.commands import cli, doctor, run
 
 TEXTS = ["first row", None, "", "the last column", 'a "quoted, one"\nof two lines']
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import ConfigError, Error, RequestError, _core
-from firesteel.checkpoint import Checkpoint
+from firesteel.model.checkpoint import Checkpoint
 
 IDS = np.array([2, 5, 6, 3, 2, 3], dtype=np.int32)
 OFFSETS = np.array([0, 4, 6], dtype=np.int64)

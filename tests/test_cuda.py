@@ -50,7 +50,7 @@ OWN = "own kernels"
 def compute(folder: str, to: str, *plans: str) -> None:
     """In the process of one mode: {plan/task: float32 array} into the file `to`."""
     from firesteel import _core
-    from firesteel.checkpoint import Checkpoint
+    from firesteel.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
     ids = np.concatenate(tiny.rows(21, LENGTHS))

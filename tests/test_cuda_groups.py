@@ -44,7 +44,7 @@ MODES = {
 
 def open_engine(folder: str, devices: tuple[str, ...], plan: tuple | None):
     from firesteel import _core
-    from firesteel.checkpoint import Checkpoint
+    from firesteel.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
     return _core.Engine(

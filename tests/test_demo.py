@@ -7,8 +7,8 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from firesteel import cli
-from firesteel.spark import _demo
+from firesteel.commands import cli
+from firesteel.commands import demo as command
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def test_answers_make_sense(question, answers):
 
 @pytest.mark.spark
 def test_every_question_is_answered(answers):
-    assert tuple(answers) == _demo.QUESTIONS
+    assert tuple(answers) == command.QUESTIONS
 
 
 @pytest.mark.spark
 def test_vectors_of_all_functions_are_stored(demo, folder):
     table = pq.read_table(folder / "functions.parquet")
-    documented = _demo.documentation()
+    documented = command.documentation()
     assert len(documented) > 400
     assert sorted(zip(table["name"].to_pylist(), table["text"].to_pylist(), strict=True)) == sorted(documented)
     assert {len(vector) for vector in table["vector"].to_pylist()} == {384}
@@ -79,7 +79,7 @@ def test_vectors_of_all_functions_are_stored(demo, folder):
 
 @pytest.mark.spark
 def test_progress_and_speed_are_shown(demo):
-    count = len(_demo.documentation())
+    count = len(command.documentation())
     assert re.search(rf"\n{count} rows in [\d.]+ s: \d+ rows/s", demo.stdout)
     assert "100%" in demo.stderr and f"{count}/{count}" in demo.stderr and "rows/s" in demo.stderr
 
@@ -98,7 +98,7 @@ SENTENCES = [
 
 @pytest.mark.parametrize(("docstring", "words"), SENTENCES, ids=range(len(SENTENCES)))
 def test_a_docstring_becomes_a_plain_sentence(docstring, words):
-    sentence = _demo.about(docstring)
+    sentence = command.about(docstring)
     assert words in sentence if words else sentence == ""
     assert not re.search(r"[`\n]|::|:class:", sentence)
 
@@ -121,8 +121,8 @@ def test_what_the_demo_cannot_do_without_is_said_in_one_sentence(flags, environm
 
 def test_output_is_by_default_a_new_folder(monkeypatch, capsys):
     made = []
-    monkeypatch.setattr(_demo, "_session", lambda: (_ for _ in ()).throw(RuntimeError("far enough")))
-    monkeypatch.setattr(_demo.tempfile, "mkdtemp", lambda prefix: made.append(prefix) or os.devnull)
+    monkeypatch.setattr(command, "_session", lambda: (_ for _ in ()).throw(RuntimeError("far enough")))
+    monkeypatch.setattr(command.tempfile, "mkdtemp", lambda prefix: made.append(prefix) or os.devnull)
     with pytest.raises(RuntimeError, match="far enough"):
-        _demo.run(None, rows=1)
+        command.run(None, rows=1)
     assert made == ["firesteel-demo-"]

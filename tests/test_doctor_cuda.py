@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from firesteel import _core, doctor
+from firesteel import _core
+from firesteel.commands import doctor
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,8 +108,9 @@ def test_a_driver_that_kills_or_hangs_harms_nobody(monkeypatch, driver, code, wo
 
 
 def test_the_doctor_opens_no_driver_itself(software_driver):
-    code = "import sys; from firesteel import doctor; doctor.main(); sys.stderr.write(open('/proc/self/maps').read())"
-    environment = {"FIRESTEEL_LIBCUDA": software_driver, "PYTHONPATH": str(Path(doctor.__file__).parent.parent)}
+    maps = "sys.stderr.write(open('/proc/self/maps').read())"
+    code = f"import sys; from firesteel.commands import doctor; doctor.main(); {maps}"
+    environment = {"FIRESTEEL_LIBCUDA": software_driver, "PYTHONPATH": str(Path(_core.__file__).parent.parent)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0 and "Software GPU" in ran.stdout, ran.stdout
     assert "_core" in ran.stderr and "libcuda_soft" not in ran.stderr

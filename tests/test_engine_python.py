@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError, DeviceError, RequestError
-from firesteel.options import byte_count
-from firesteel.rows import LAST_WINDOW, FlatRows, windows_of
+from firesteel.engine.options import byte_count
+from firesteel.engine.rows import LAST_WINDOW, FlatRows, windows_of
 
 TEXTS = ["the table", "", "parse a date string", "first"]
 

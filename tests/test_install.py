@@ -176,7 +176,7 @@ def test_a_wheel_where_all_else_is_installed_and_once_more(cluster, wheel):
     assert cluster.files() == files
 
     # a file that is not as the wheel has it is mended
-    module = cluster.packages / "firesteel" / "doctor.py"
+    module = cluster.packages / "firesteel" / "commands" / "doctor.py"
     module.write_text(module.read_text() + "# edited\n")
     assert "installed firesteel 0.1.0" in cluster.succeeds(wheel)
     assert not module.read_text().endswith("# edited\n")

@@ -16,8 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from firesteel import ConfigError, ManagerError, _core, lifecycle, manager
-from firesteel.lifecycle import Process, find_place, identity, look_up, reach
+from firesteel import ConfigError, ManagerError, _core
+from firesteel.host.locks import try_lock, unlock
+from firesteel.host.processes import Process, find_jvm, look_up
+from firesteel.manager import lifecycle, process
+from firesteel.manager.lifecycle import find_place, identity, reach
 
 ROOT = Path(__file__).parent.parent
 KIT = Path(__file__).parent / "lifecycle_kit.py"
@@ -88,11 +91,11 @@ def kill():
     """Kills and reaps, at the end, what was handed to it."""
     started = []
     yield lambda process: started.append(process) or process
-    for process in started:
-        process.kill()
-        for stream in filter(None, (process.stdin, process.stdout)):
+    for one in started:
+        one.kill()
+        for stream in filter(None, (one.stdin, one.stdout)):
             stream.close()
-        process.wait()
+        one.wait()
 
 
 def connect(**options) -> tuple[socket.socket, int]:
@@ -225,18 +228,18 @@ def test_a_removed_socket_makes_room_for_a_successor(home):
 
 
 def test_old_files_of_dead_managers_are_swept(home):
-    old = time.time() - 2 * manager.KEPT_SECONDS
+    old = time.time() - 2 * process.KEPT_SECONDS
     dead, young, alive, foreign = "0" * 16, "1" * 16, "2" * 16, "unloads"
     for name in (f"{dead}.log", f"{dead}.log.1", f"{dead}.lock", f"{young}.log", f"{alive}.log", foreign):
         (home / name).touch()
         os.utime(home / name, None if young in name else (old, old))
-    held = lifecycle.try_lock(f"{home}/{alive}.lock")
+    held = try_lock(f"{home}/{alive}.lock")
     os.utime(f"{home}/{alive}.lock", (old, old))
     connect()[0].close()
     assert until(lambda: not (home / f"{dead}.log").exists())
     left = {path.name for path in home.iterdir() if not path.name.startswith(identity().key)}
     assert left == {f"{young}.log", f"{alive}.log", f"{alive}.lock", foreign}
-    lifecycle.unlock(held)
+    unlock(held)
 
 
 # -- its end -----------------------------------------------------------------------------------------------------------
@@ -265,10 +268,10 @@ def test_it_ends_when_all_fork_servers_are_gone(home, kill):
     """A shell for a fork server. The client outlives it, as workers may that are in user code."""
     server = kill(start_server("/bin/sh", 1, "Echo"))
     pid = int(server.stdout.readline().split()[0])
-    time.sleep(2 * manager.TICK)
+    time.sleep(2 * process.TICK)
     server.kill()
     server.wait()
-    time.sleep(3 * manager.TICK)
+    time.sleep(3 * process.TICK)
     assert not gone(pid), "a client is left"
     server.stdin.close()
     assert until(lambda: gone(pid))
@@ -278,15 +281,15 @@ def test_it_ends_when_all_fork_servers_are_gone(home, kill):
 
 def test_a_fork_server_that_lives_keeps_it(home):
     connection, pid = connect()
-    time.sleep(2 * manager.TICK)
+    time.sleep(2 * process.TICK)
     connection.close()
-    time.sleep(3 * manager.TICK)
+    time.sleep(3 * process.TICK)
     assert not gone(pid)
 
 
 def test_it_ends_after_idle_ttl_without_clients(home):
     connection, pid = connect(idle_ttl=0.5)
-    time.sleep(0.5 + 3 * manager.TICK)
+    time.sleep(0.5 + 3 * process.TICK)
     assert not gone(pid), "a client is connected"
     connection.close()
     assert until(lambda: gone(pid), 10)
@@ -295,12 +298,12 @@ def test_it_ends_after_idle_ttl_without_clients(home):
 
 def test_without_a_jvm_clients_are_its_heartbeat(home, monkeypatch):
     monkeypatch.setenv("SPARK_EXECUTOR_DIRS", "/local/one")
-    monkeypatch.setattr(manager, "_settle", lambda place: None)
+    monkeypatch.setattr(process, "_settle", lambda place: None)
     asked = {}
-    monkeypatch.setattr(manager, "run", lambda *_, **options: asked.update(options) or 0)
+    monkeypatch.setattr(process, "run", lambda *_, **options: asked.update(options) or 0)
     assert identity().kind == "directories"
-    assert manager.main([]) == 0
-    assert asked["idle_ttl"] == manager.HEARTBEAT == 60.0
+    assert process.main([]) == 0
+    assert asked["idle_ttl"] == process.HEARTBEAT == 60.0
 
 
 def test_device_memory_is_given_up_once_until_there_are_rows_again(home, monkeypatch):
@@ -308,7 +311,7 @@ def test_device_memory_is_given_up_once_until_there_are_rows_again(home, monkeyp
     connection, _ = connect()
     unloads = home / "unloads"
     assert until(unloads.exists)
-    time.sleep(3 * manager.TICK)
+    time.sleep(3 * process.TICK)
     assert unloads.read_text() == "unload\n"
     for _ in range(12):  # rows, for longer than two ticks
         connection.send(b"row")
@@ -377,13 +380,13 @@ def test_a_start_is_given_up_when_nothing_moves(home, monkeypatch):
 
 def test_a_lock_whose_holder_never_listens_is_not_waited_for_for_ever(home):
     """What is started meanwhile ends at once, and is no progress."""
-    held = lifecycle.try_lock(find_place().lock)
+    held = try_lock(find_place().lock)
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
         reach(1.5, service=ECHO)
     assert time.monotonic() - start < 10
     says(error, "no progress for 1.5 s")
-    lifecycle.unlock(held)
+    unlock(held)
     connect()[0].close()
 
 
@@ -514,11 +517,11 @@ def test_a_jvm_is_known_by_its_name_where_its_executable_is_hidden(kill, tmp_pat
     child = int(executor.stdout.readline())
     wanted = look_up(executor.pid).process
     try:
-        assert lifecycle.find_jvm(child) == wanted
+        assert find_jvm(child) == wanted
         monkeypatch.setattr(os, "readlink", lambda path: (_ for _ in ()).throw(PermissionError()))
-        assert lifecycle.find_jvm(child) == wanted
+        assert find_jvm(child) == wanted
         monkeypatch.setattr(os, "readlink", lambda path: "/usr/bin/other")
-        assert lifecycle.find_jvm(child) is None
+        assert find_jvm(child) is None
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -556,8 +559,8 @@ def test_a_process_is_not_another_with_its_number():
 
 CHATTER = """
 import logging, os, sys
-from firesteel import manager
-logging.getLogger("x").addHandler(manager._Log(sys.argv[1]))
+from firesteel.manager import process
+logging.getLogger("x").addHandler(process._Log(sys.argv[1]))
 for i in range(30):
     logging.getLogger("x").warning("line %d %s", i, "x" * 50_000)
     os.write(2, b"y" * 50_000 + b"\\n")
@@ -570,6 +573,6 @@ def test_a_log_is_bounded_and_holds_what_libraries_print(home):
     subprocess.run([sys.executable, "-c", CHATTER, str(log)], check=True, timeout=PATIENCE)
     sizes = {path.name: path.stat().st_size for path in home.iterdir()}
     assert sizes.keys() == {"log", "log.1"}
-    assert max(sizes.values()) <= manager.LOG_BYTES + 100_000
+    assert max(sizes.values()) <= process.LOG_BYTES + 100_000
     assert lifecycle.last_lines(str(log)).endswith("the last line")
     assert lifecycle.last_lines(str(log), sizes["log"]).endswith("says nothing of it")

@@ -16,8 +16,8 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
-from firesteel import locate, node_cache
-from firesteel.locate import Located
+from firesteel.model import locate, node_cache
+from firesteel.model.locate import Located
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 

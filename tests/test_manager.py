@@ -22,8 +22,10 @@ import numpy as np
 import pytest
 import tiny
 import tiny_torch
-from firesteel import _core, lifecycle, manager, remote
-from firesteel.service import Service, build
+from firesteel import _core
+from firesteel.host.processes import look_up
+from firesteel.manager import lifecycle, process, remote
+from firesteel.manager.service import Service, build
 from lifecycle_kit import managers_in
 
 HERE = Path(__file__).parent
@@ -231,9 +233,9 @@ def test_a_wrong_idle_ttl_is_told(folder, idle_ttl):
 def test_idle_ttl_is_told_to_the_manager(folder, place):
     with firesteel.connect(folder, idle_ttl=0.1) as engine:
         pid = pid_of(engine)
-        time.sleep(3 * manager.TICK)  # the manager looks now and then
+        time.sleep(3 * process.TICK)  # the manager looks now and then
     deadline = time.monotonic() + 20
-    while lifecycle.look_up(pid) is not None and managers_in(place):
+    while look_up(pid) is not None and managers_in(place):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -329,7 +331,7 @@ def test_a_stopped_manager_is_given_up(folder):
         pid = pid_of(engine)
         os.kill(pid, signal.SIGSTOP)
         try:
-            while lifecycle.look_up(pid).state != "T":  # each of its threads stops when it comes to it
+            while look_up(pid).state != "T":  # each of its threads stops when it comes to it
                 time.sleep(0.01)
             with pytest.raises(firesteel.ManagerError):
                 engine.embed([[1, 2]])
@@ -376,7 +378,7 @@ def test_idle_models_make_room_and_others_never(folder, own, service, monkeypatc
         return open_engine(self, *given)
 
     monkeypatch.setattr(Service, "_engine", scarce)
-    monkeypatch.setattr("firesteel.service.KEPT_SECONDS", 0.5)
+    monkeypatch.setattr("firesteel.manager.service.KEPT_SECONDS", 0.5)
     rows = [row for seed in range(400) for row in tiny.rows(seed, (64, 64, 64, 64))]
     with remote.Connected(folder, reach, 30.0, threads=1) as first:
         pending = first.start_embed(rows)
@@ -434,7 +436,7 @@ def test_many_threads_share_a_connection(folder, own):
 
 
 def test_the_doctor_lists_managers(folder, place):
-    from firesteel import doctor
+    from firesteel.commands import doctor
 
     assert doctor._managers()[0][0] == "none" and "none has run" in doctor._managers()[0][1]
     with firesteel.connect(folder) as engine:

@@ -9,9 +9,9 @@ import subprocess
 import types
 
 import pytest
-from firesteel import gpus
-from firesteel.lifecycle import look_up
-from firesteel.spark import _task_context
+from firesteel.host import task
+from firesteel.host.processes import look_up
+from firesteel.manager import gpus
 
 GPUS = [{"id": {"componentName": "spark.executor", "resourceName": "gpu"}, "addresses": ["2", "5"]}]
 FPGAS = [{"id": {"componentName": "spark.executor", "resourceName": "fpga"}, "addresses": ["0"]}]
@@ -89,7 +89,7 @@ class Task:
         return self.given
 
     def getLocalProperty(self, name: str) -> str | None:
-        return {_task_context.GPUS: self.amount}.get(name)
+        return {task.GPUS: self.amount}.get(name)
 
 
 @pytest.fixture

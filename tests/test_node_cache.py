@@ -13,8 +13,8 @@ from pathlib import Path
 import firesteel
 import pytest
 import tiny
-from firesteel import node_cache
-from firesteel.checkpoint import files_read
+from firesteel.model import node_cache
+from firesteel.model.checkpoint import files_read
 
 HERE = Path(__file__).parent
 
@@ -167,7 +167,7 @@ def test_a_cache_on_a_network_mount_is_refused(cache, mount, monkeypatch):
 
 RACER = """
 import os, sys, time
-from firesteel import node_cache
+from firesteel.model import node_cache
 node_cache._mounts = lambda: [(sys.argv[1], "nfs4")]
 copy = node_cache._copy
 

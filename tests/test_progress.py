@@ -14,13 +14,13 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
-from firesteel.spark import _counters, _listener, _rows
-from firesteel.spark._bar import Bar, State
-from firesteel.spark._listener import LINE_BYTES, Listener
-from firesteel.spark._options import embed_job
-from firesteel.spark._report import make_report
-from firesteel.spark._tasks_seen import ConnectTasks, StagesTasks
-from firesteel.spark._totals import Totals
+from firesteel.spark._progress.bar import Bar, State
+from firesteel.spark._progress.listener import LINE_BYTES, Listener
+from firesteel.spark._progress.report import make_report
+from firesteel.spark._progress.tasks_seen import ConnectTasks, StagesTasks
+from firesteel.spark._progress.totals import Totals
+from firesteel.table import counters, stream
+from firesteel.table.job import embed_job
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def listener(totals):
 
 @pytest.fixture(autouse=True)
 def no_driver_is_known_to_be_silent(monkeypatch):
-    monkeypatch.setattr(_counters, "_silent", set())
+    monkeypatch.setattr(counters, "_silent", set())
 
 
 def message(**more: object) -> dict[str, object]:
@@ -96,7 +96,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("said", STRANGERS.values(), ids=STRANGERS)
 def test_strangers_are_cut_off(listener, totals, said, monkeypatch):
-    monkeypatch.setattr(_listener, "TOKEN_SECONDS", 0.05)
+    monkeypatch.setattr("firesteel.spark._progress.listener.TOKEN_SECONDS", 0.05)
     with call(listener) as stranger, call(listener) as task:
         stranger.sendall(said)
         task.sendall(listener.token.encode() + b"\n" + lines(message()))
@@ -135,7 +135,7 @@ def test_what_is_no_message_ends_the_connection(listener, totals, said):
 
 def test_slow_ones_do_not_keep_tasks_out(listener, totals, monkeypatch):
     monkeypatch.setattr(listener, "_most", 8)
-    monkeypatch.setattr(_listener, "TOKEN_SECONDS", 0.2)
+    monkeypatch.setattr("firesteel.spark._progress.listener.TOKEN_SECONDS", 0.2)
     slow = [call(listener) for _ in range(20)]
     with call(listener) as task:
         task.sendall(listener.token.encode() + b"\n" + lines(message()))
@@ -225,16 +225,16 @@ def score(folder: str, texts: list[str | None], counters: object, **options: obj
         def attach(model: object, wanted: object) -> nullcontext[firesteel.Engine]:
             return nullcontext(engine)
 
-        found = _rows.stream(job, given, attach, lambda batch: [batch.column(0)], ["text"], counters)
+        found = stream.stream(job, given, attach, lambda batch: [batch.column(0)], ["text"], counters)
         return [vector for _, result in found for vector in result.to_pylist()]
 
 
 def test_what_a_task_does_is_counted(folder, listener, totals, monkeypatch):
-    monkeypatch.setattr(_counters, "EVERY_SECONDS", 0.0)
-    counters = _counters.Counters("127.0.0.1", listener.port, listener.token, (3, 1, 9))
+    monkeypatch.setattr(counters, "EVERY_SECONDS", 0.0)
+    counted = counters.Counters("127.0.0.1", listener.port, listener.token, (3, 1, 9))
     texts = ["first row", None, "the last " * 100, "\ud800", "the table"] + ["of row"] * 5
     options = {"truncate": "error", "on_error": "null", "manager": False, "max_errors": 1.0}
-    score(folder, [text for text in texts if text != "\ud800"], counters, **options)
+    score(folder, [text for text in texts if text != "\ud800"], counted, **options)
     turn(listener)
     assert totals.best.counts | {"tokens": 0} == {
         **{"rows": 9, "done": 9, "nulls": 1, "tokens": 0, "hits": 0, "duplicates": 4}
@@ -265,29 +265,29 @@ def test_a_driver_that_is_gone_costs_nothing(folder, monkeypatch):
     began = time.monotonic()
     for host, port in (("127.0.0.1", free_port()), ("no.such.host.invalid", 1), ("192.0.2.1", 9)):
         for _ in range(3):
-            counters = _counters.Counters(host, port, "x", (1, 0, 0))
-            assert len(score(folder, ["one", "two"], counters)) == 2
-        assert _counters._silent >= {(host, port)}
+            counted = counters.Counters(host, port, "x", (1, 0, 0))
+            assert len(score(folder, ["one", "two"], counted)) == 2
+        assert counters._silent >= {(host, port)}
     assert time.monotonic() - began < 10
 
 
 def test_a_driver_that_does_not_read_stops_nobody(monkeypatch):
     """Its port takes connections, and what the system keeps for it; then lines are no longer sent."""
-    monkeypatch.setattr(_counters, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(counters, "EVERY_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        counters = _counters.Counters("127.0.0.1", deaf.getsockname()[1], "x", (1, 0, 0))
+        counted = counters.Counters("127.0.0.1", deaf.getsockname()[1], "x", (1, 0, 0))
         began, slowest, stuck = time.monotonic(), 0.0, 0
         while stuck < 20 and time.monotonic() - began < 20:
             before = time.monotonic()
-            counters.came(1)
+            counted.came(1)
             slowest = max(slowest, time.monotonic() - before)
-            stuck = stuck + 1 if counters._unsent else 0
+            stuck = stuck + 1 if counted._unsent else 0
             time.sleep(0.01 if stuck else 0)
-        assert counters._unsent and slowest < 2
+        assert counted._unsent and slowest < 2
         before = time.monotonic()
-        counters.end(complete=True)
-        assert time.monotonic() - before < 5 and counters._socket is None
+        counted.end(complete=True)
+        assert time.monotonic() - before < 5 and counted._socket is None
 
 
 def test_a_driver_that_takes_no_connection_is_asked_once():
@@ -299,27 +299,27 @@ def test_a_driver_that_takes_no_connection_is_asked_once():
             other = open_ones.enter_context(socket.socket())
             other.setblocking(False)
             other.connect_ex(address)
-        counters = _counters.Counters(*address, "x", (1, 0, 0))
-        counters.came(1)
-        assert counters._unsent
+        counted = counters.Counters(*address, "x", (1, 0, 0))
+        counted.came(1)
+        assert counted._unsent
         before = time.monotonic()
-        counters.end(complete=True)
-        assert time.monotonic() - before < 5 and counters._socket is None
-        assert _counters.Counters(*address, "x", (1, 0, 0))._socket is None
+        counted.end(complete=True)
+        assert time.monotonic() - before < 5 and counted._socket is None
+        assert counters.Counters(*address, "x", (1, 0, 0))._socket is None
 
 
 def test_a_driver_that_hangs_up_stops_nobody(monkeypatch, listener):
-    monkeypatch.setattr(_counters, "EVERY_SECONDS", 0.0)
-    counters = _counters.Counters("127.0.0.1", listener.port, "another token", (1, 0, 0))
+    monkeypatch.setattr(counters, "EVERY_SECONDS", 0.0)
+    counted = counters.Counters("127.0.0.1", listener.port, "another token", (1, 0, 0))
     for _ in range(5):
-        counters.came(1)
+        counted.came(1)
         turn(listener, 1)
-    counters.end(complete=True)
-    assert counters._socket is None
+    counted.end(complete=True)
+    assert counted._socket is None
 
 
 def test_rows_are_the_same_without(folder):
-    assert np.array_equal(score(folder, ["one", None], None)[0], score(folder, ["one"], _counters.Silent())[0])
+    assert np.array_equal(score(folder, ["one", None], None)[0], score(folder, ["one"], counters.Silent())[0])
 
 
 # --- what Spark says of tasks

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_torch
 from firesteel import _core
-from firesteel.checkpoint import Checkpoint
+from firesteel.model.checkpoint import Checkpoint
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import firesteel
 import pytest
 import tiny
-from firesteel import ManagerError, lifecycle, relay
+from firesteel import ManagerError
+from firesteel.manager import lifecycle, relay
 
 HERE = Path(__file__).parent
 SAID = {
@@ -123,7 +124,7 @@ def test_a_worker_without_stderr_does_not_mind(manager_log, stderr):
     code = f"""
 import os, sys
 sys.stderr = {stderr}
-from firesteel import relay
+from firesteel.manager import relay
 one = relay.Relay(sys.argv[1], True)
 one.opened("m", {SAID!r}, 1)
 """
@@ -142,7 +143,7 @@ def test_a_manager_error_has_the_last_lines_once(manager_log):
 CLIENT = """
 import os, sys, time
 import firesteel, tiny
-from firesteel import lifecycle
+from firesteel.manager import lifecycle
 
 if sys.argv[2] == "spark":
     os.environ["SPARK_EXECUTOR_DIRS"] = os.environ["FIRESTEEL_MANAGER_DIR"]
@@ -188,7 +189,7 @@ def test_a_manager_that_never_answers_is_quoted(tmp_path, monkeypatch):
     def connect():
         raise ManagerError("nobody is there")
 
-    from firesteel.remote import Connected
+    from firesteel.manager.remote import Connected
 
     with pytest.raises(ManagerError, match=r"nobody is there; its log .* ends:\n.*why it died"):
         Connected(str(tiny.write(tmp_path / "model")), connect, 5.0)

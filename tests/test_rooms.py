@@ -1,4 +1,4 @@
-"""The rooms stay apart: each includes only rooms to its right, and only firesteel.spark knows Spark.
+"""The rooms of csrc/ and of python/firesteel/ stay apart: each includes only rooms to its right, and one knows Spark.
 
 Reads the sources of the checkout; the last tests look at what `import firesteel` does to a fresh process.
 """
@@ -94,31 +94,127 @@ def test_numpy_headers_are_in_one_file():
     assert all(name.startswith("py/") for name in files)
 
 
-def imports(source: str) -> list[tuple[str, bool]]:
-    """(module, whether at import time) of every import statement; imports inside functions run later."""
+# --- python/firesteel -------------------------------------------------------------------------------------------------
+
+HOUSE = ["commands", "spark", "table", "manager", "engine", "model", "host"]  # each imports only rooms to its right
+MODULES = {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+REFERENCES = ("torch", "transformers", "sentence_transformers")
+
+
+def imports(name: str, source: str) -> list[tuple[str, bool]]:
+    """(module, whether at import time) of every import statement of a file below firesteel/, relative ones resolved;
+    what is imported from a package counts as a module of it. Those inside functions run later, or for type checkers."""
     found = []
+    package = ["firesteel", *name.split("/")[:-1]]
 
     def visit(node: ast.AST, top: bool) -> None:
         if isinstance(node, ast.Import):
             found.extend((alias.name, top) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.append((node.module or "", top))
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            found.extend((f"{module}.{alias.name}", top) for alias in node.names)
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        later |= isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for child in ast.iter_child_nodes(node):
-            visit(child, top and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+            visit(child, top and not later)
 
     visit(ast.parse(source), True)
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_only_the_spark_room_imports_spark(path):
-    name = path.relative_to(PACKAGE).as_posix()
-    for module, at_import in imports(path.read_text("utf-8")):
-        top = module.split(".")[0]
-        assert top not in ("torch", "transformers", "sentence_transformers"), f"{name} imports {module}"
-        if top in ("pyspark", "py4j"):
-            allowed = name.startswith("spark/") or (name == "cli.py" and not at_import)
-            assert allowed, f"{name} imports {module}: only firesteel/spark does, and functions of cli.py"
+def room_of(module: str) -> str | None:
+    """The room "firesteel.engine.rows" is in: engine. None: somebody else's module, or _core, which all rooms share."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "firesteel" and len(parts) > 1 and parts[1] in HOUSE else None
+
+
+def house_faults(name: str, source: str) -> list[str]:
+    """One sentence for every import in a file below firesteel/ that breaks a rule."""
+    found = []
+    room = name.split("/")[0] if "/" in name else None
+    for module, at_import in imports(name, source):
+        top, target = module.split(".")[0], room_of(module)
+        if room and top == "firesteel" and module.split(".")[1:2] not in ([r] for r in [*HOUSE, "_core"]):
+            found.append(f"{name} imports {module}: what it needs is in a room or in _core")
+        elif room and target and HOUSE.index(target) < HOUSE.index(room):
+            found.append(f"{name} imports {module}: {target} is to the left of {room}")
+        elif top in REFERENCES:
+            found.append(f"{name} imports {module}, which the product runs without")
+        elif top in ("pyspark", "py4j") and not (room == "spark" or (name == "commands/demo.py" and not at_import)):
+            found.append(f"{name} imports {module}: only firesteel/spark does, and functions of commands/demo.py")
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Files that import each other, by whatever way; imports inside functions too."""
+    reached = {name: set(targets) for name, targets in graph.items()}
+    for _ in graph:
+        for targets in reached.values():
+            targets |= {behind for target in targets for behind in reached.get(target, ())}
+    return sorted(name for name, targets in reached.items() if name in targets)
+
+
+def files_of(module: str) -> list[str]:
+    """The file of a module of ours, of a name in one, or of a package."""
+    parts = module.split(".")[1:]
+    for count in (len(parts), len(parts) - 1):
+        for path in ("/".join(parts[:count]) + ".py", "/".join([*parts[:count], "__init__.py"])):
+            if path in MODULES:
+                return [path]
+    return []
+
+
+def test_every_file_has_a_room():
+    outside = {name for name in MODULES if name.split("/")[0] not in HOUSE}
+    assert outside == {"__init__.py", "__main__.py"}
+    assert {name.split("/")[0] for name in MODULES} - outside == set(HOUSE)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_python_rooms_import_only_to_the_right(name):
+    assert not house_faults(name, MODULES[name]), "\n".join(house_faults(name, MODULES[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "word"),
+    [
+        ("host/locks.py", "from ..model.locate import find", "to the left"),
+        ("host/locks.py", "def f():\n    from ..manager import lifecycle", "to the left"),
+        ("model/tokenizer.py", "from .. import engine", "to the left"),
+        ("model/tokenizer.py", "import firesteel.engine.rows", "to the left"),
+        ("engine/rows.py", "from firesteel.manager.remote import connect", "to the left"),
+        ("manager/gpus.py", "from ..table import job", "to the left"),
+        ("table/stream.py", "from ..spark import _worker", "to the left"),
+        ("spark/_progress/watch.py", "from ...commands import doctor", "to the left"),
+        ("spark/_udf.py", "from ..commands.run import Work", "to the left"),
+        ("engine/rows.py", "from .. import Engine", "in a room"),
+        ("engine/rows.py", "from firesteel import connect", "in a room"),
+        ("table/job.py", "from pyspark.sql import SparkSession", "only firesteel/spark"),
+        ("host/task.py", "def f():\n    import pyspark", "only firesteel/spark"),
+        ("commands/demo.py", "import pyspark", "only firesteel/spark"),
+        ("commands/cli.py", "def f():\n    import pyspark", "only firesteel/spark"),
+        ("model/tokenizer.py", "def f():\n    from transformers import AutoTokenizer", "runs without"),
+        ("__init__.py", "import torch", "runs without"),
+    ],
+)
+def test_a_broken_rule_of_the_house_is_seen(name, line, word):
+    """Also where the line is added to the file as it is."""
+    assert [word in sentence for sentence in house_faults(name, line)] == [True]
+    assert any(word in sentence for sentence in house_faults(name, MODULES[name] + "\n" + line))
+
+
+def test_no_files_import_each_other():
+    def graph(modules):
+        found = {}
+        for name, source in modules.items():
+            targets = {path for module, _ in imports(name, source) for path in files_of(module)}
+            found[name] = {path for path in targets if path != name and not path.endswith("__init__.py")}
+        return found
+
+    assert not circles(graph(MODULES))
+    mutated = MODULES | {"engine/rows.py": MODULES["engine/rows.py"] + "\nfrom .engine import Engine\n"}
+    assert circles(graph(mutated)) == ["engine/engine.py", "engine/rows.py"]
 
 
 WATCH = """

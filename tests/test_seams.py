@@ -69,7 +69,7 @@ MODES = {
 def compute(folder: str, to: str) -> None:
     """What the process of one mode does: {plan/task: float32 array} into the file `to`."""
     from firesteel import _core
-    from firesteel.checkpoint import Checkpoint
+    from firesteel.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
     rows = tiny.rows(21, LENGTHS)

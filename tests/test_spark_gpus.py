@@ -19,7 +19,7 @@ import firesteel
 import pytest
 import test_spark_manager
 import tiny
-from firesteel import lifecycle
+from firesteel.host.processes import look_up
 
 HERE = Path(__file__).parent
 ADDRESSES = ["1", "3"]  # of four
@@ -71,7 +71,8 @@ def teller():
     ask = test_spark_manager.teller()
 
     def told(_: object) -> dict[str, object]:
-        from firesteel import claims, gpus
+        from firesteel.engine import claims
+        from firesteel.manager import gpus
         from pyspark import TaskContext
 
         jvm, there = ask(None)
@@ -94,10 +95,10 @@ def share_teller():
 
     def told(batches):
         import pandas as pd
-        from firesteel.spark import _task_context
+        from firesteel.host import task
 
         for _ in batches:
-            yield pd.DataFrame({"share": [json.dumps(_task_context.all_gpus())]})
+            yield pd.DataFrame({"share": [json.dumps(task.all_gpus())]})
 
     return told
 
@@ -196,7 +197,7 @@ def test_one_manager_an_executor_with_the_executors_gpus(cluster, tmp_path, amou
     assert sorted(all_shown) == ADDRESSES
     assert len({told["manager"] for told in seen}) == executors
     end = time.monotonic() + 10
-    while left := [told["manager"] for told in seen if lifecycle.look_up(told["manager"]) is not None]:
+    while left := [told["manager"] for told in seen if look_up(told["manager"]) is not None]:
         assert time.monotonic() < end, f"managers {left} outlive their executors"
         time.sleep(0.1)
     errors = [path.read_text() for path in cluster[2].glob("*/*/stderr")]

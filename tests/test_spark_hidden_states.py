@@ -8,8 +8,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
-from firesteel.spark import _columns, _rows
-from firesteel.spark._options import hidden_states_job
+from firesteel.table import columns, stream
+from firesteel.table.job import hidden_states_job
 
 CONFIG, REQUEST = firesteel.ConfigError, firesteel.RequestError
 
@@ -47,9 +47,9 @@ def same(found, states):
     return np.array_equal(np.array(found, np.float32).reshape(states.shape), states)
 
 
-def stream(job, batches, engine, names=("the column", "the targets")):
+def streamed(job, batches, engine, names=("the column", "the targets")):
     given = [batch if isinstance(batch, pa.RecordBatch) else pa.record_batch([batch], ["c"]) for batch in batches]
-    return _rows.stream(job, given, lambda *_: nullcontext(engine), lambda batch: batch.columns, names)
+    return stream.stream(job, given, lambda *_: nullcontext(engine), lambda batch: batch.columns, names)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def stream(job, batches, engine, names=("the column", "the targets")):
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_results_are_the_engines(model, engine, expected, output, details):
     job = hidden_states_job(model, output=output, details=details)
-    ((_, result),) = stream(job, [pa.array(TEXTS)], engine)
+    ((_, result),) = streamed(job, [pa.array(TEXTS)], engine)
     result.validate(full=True)
     for states, row in zip(expected, result.to_pylist(), strict=True):
         if details and states is not None:
@@ -77,7 +77,7 @@ def test_same_bits_however_the_column_is_cut(model, engine, output):
     for size in (1, 7, 200):
         batches = [whole.slice(begin, size) for begin in range(0, len(whole), size)]
         found = [
-            row for _, result in stream(hidden_states_job(model, output=output), batches, engine) for row in result
+            row for _, result in streamed(hidden_states_job(model, output=output), batches, engine) for row in result
         ]
         assert all(same(row.as_py(), states) for row, states in zip(found, expected, strict=True))
 
@@ -97,45 +97,45 @@ def test_flat_results_lie_one_after_the_other(engine):
 
 def test_hidden_states_are_the_engines_memory():
     flat, offsets = np.arange(15, dtype=np.float32).reshape(5, 3), np.array([0, 2, 2, 2, 5])
-    array = _columns.states(flat, offsets, np.array([True, True, False, True]))
+    array = columns.states(flat, offsets, np.array([True, True, False, True]))
     array.validate(full=True)
-    assert array.type == _columns.STATES
+    assert array.type == columns.STATES
     assert array.to_pylist() == [[[0, 1, 2], [3, 4, 5]], [], None, [[6, 7, 8], [9, 10, 11], [12, 13, 14]]]
     assert array.values.values.buffers()[1].address == flat.ctypes.data
 
 
 def test_more_floats_than_arrow_can_hold_are_refused(monkeypatch):
-    monkeypatch.setattr(_columns, "MOST_FLOATS", 14)
+    monkeypatch.setattr(columns, "MOST_FLOATS", 14)
     with pytest.raises(REQUEST, match="1 rows are 15 floats, and an Arrow array holds 14; take output="):
-        _columns.states(np.zeros((5, 3), np.float32), np.array([0, 5]), np.ones(1, bool))
+        columns.states(np.zeros((5, 3), np.float32), np.array([0, 5]), np.ones(1, bool))
 
 
 def test_slices_are_bounded_by_the_bytes_of_results(model, engine, monkeypatch):
-    monkeypatch.setattr(_rows, "SLICE_BYTES", 4 * 64 * 48 * 4)  # four rows of 64 tokens of 48 floats
+    monkeypatch.setattr(stream, "SLICE_BYTES", 4 * 64 * 48 * 4)  # four rows of 64 tokens of 48 floats
     long = pa.array([[2] * 64] * 200, pa.list_(pa.int32()))
-    assert max(len(result) for _, result in stream(hidden_states_job(model), [long], engine)) == 4
+    assert max(len(result) for _, result in streamed(hidden_states_job(model), [long], engine)) == 4
     short = pa.array([[2]] * 200, pa.list_(pa.int32()))
-    assert max(len(result) for _, result in stream(hidden_states_job(model), [short], engine)) == 64
+    assert max(len(result) for _, result in streamed(hidden_states_job(model), [short], engine)) == 64
 
 
 def test_rows_with_a_fault_leave_the_others_alone(model, engine):
     array = pa.array([[2, 3], [2, 999], None, [], [4, 5, 6]], pa.list_(pa.int32()))
     good = engine.hidden_states([[2, 3], [], [4, 5, 6]])
     job = hidden_states_job(model, details=True)
-    ((_, result),) = stream(job, [array], engine)
+    ((_, result),) = streamed(job, [array], engine)
     rows = result.to_pylist()
     assert [row and row["error_code"] for row in rows] == [None, "SCHEMA", None, None, None]
     assert rows[1]["result"] is None and rows[2] is None and rows[3]["result"] == []
     assert [row and row["prompt_tokens"] for row in rows] == [2, 0, None, 0, 3]
     assert same(rows[0]["result"], good[0]) and same(rows[4]["result"], good[2])
     with pytest.raises(REQUEST, match=r"row 1 of the partition \(SCHEMA\)"):
-        list(stream(hidden_states_job(model), [array], engine))
+        list(streamed(hidden_states_job(model), [array], engine))
 
 
 @pytest.mark.parametrize("output", ["first", "last", "mean"])
 def test_a_row_without_tokens_has_no_token_to_show(model, engine, output):
     array = pa.array([[2, 3], [], None, [2, 999]], pa.list_(pa.int32()))
-    ((_, result),) = stream(hidden_states_job(model, output=output, details=True), [array], engine)
+    ((_, result),) = streamed(hidden_states_job(model, output=output, details=True), [array], engine)
     rows = result.to_pylist()
     assert [row and row["error_code"] for row in rows] == [None, "SCHEMA", None, "SCHEMA"]
     assert rows[1]["error"] == f'the row has no tokens, and so no result for output="{output}"'
@@ -144,11 +144,11 @@ def test_a_row_without_tokens_has_no_token_to_show(model, engine, output):
 
 def test_texts_are_cut_or_refused_as_embed_does(model, engine):
     cut = hidden_states_job(model, max_length=5, details=True)
-    ((_, result),) = stream(cut, [pa.array(["the last column of the table"])], engine)
+    ((_, result),) = streamed(cut, [pa.array(["the last column of the table"])], engine)
     (row,) = result.to_pylist()
     assert len(row["result"]) == 5 and row["finish_reason"] == "length"
     refused = hidden_states_job(model, max_length=5, truncate="error", details=True)
-    ((_, result),) = stream(refused, [pa.array(["the last column of the table"])], engine)
+    ((_, result),) = streamed(refused, [pa.array(["the last column of the table"])], engine)
     assert result.to_pylist()[0]["error_code"] == "TOO_LONG"
 
 
@@ -161,8 +161,8 @@ FEATURES = [[[1.0, 2.0], [3.0, 4.0]], None, [], [[5.0, 6.0]]]
 @pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
 def test_features_are_taken_as_they_lie(kind, listed):
     whole = pa.array([[[9.0, 9.0]], *FEATURES, [[8.0, 8.0]]], listed(listed(kind)))
-    array = _columns.readable(whole.slice(1, len(FEATURES)))
-    rows, faults = _columns.features(array, 2)
+    array = columns.readable(whole.slice(1, len(FEATURES)))
+    rows, faults = columns.features(array, 2)
     assert faults == [] and rows.nulls.tolist() == [False, True, False, False]
     found = [rows.ids[begin:end].tolist() for begin, end in zip(rows.offsets, rows.offsets[1:], strict=False)]
     assert [found[i] for i in (0, 2, 3)] == [FEATURES[0], [], FEATURES[3]]
@@ -174,7 +174,7 @@ def test_features_that_do_not_fit_are_faults_of_their_rows():
         [[[1, 2], [3]], [[4, 5]], None, [[6, 7], [None, 6]], [[7, 8], None], [[9, 10]], [[1, 2, 3], [4, 5, 6]], []],
         pa.list_(pa.list_(pa.float32())),
     )
-    rows, faults = _columns.features(array, 2)
+    rows, faults = columns.features(array, 2)
     assert faults == [
         (0, "SCHEMA", "token 1 of the row has 1 numbers; the model takes 2"),
         (3, "SCHEMA", "token 1 of the row has no number at place 0, but null"),
@@ -187,25 +187,25 @@ def test_features_that_do_not_fit_are_faults_of_their_rows():
 
 
 def test_features_of_empty_arrays_have_no_type():
-    rows, faults = _columns.features(_columns.readable(pa.array([[[]], None], pa.list_(pa.list_(pa.null())))), 2)
+    rows, faults = columns.features(columns.readable(pa.array([[[]], None], pa.list_(pa.list_(pa.null())))), 2)
     assert faults == [(0, "SCHEMA", "token 0 of the row has 0 numbers; the model takes 2")]
     assert rows.ids.shape == (0, 2)
 
 
 def test_hidden_states_through_pandas_and_features_back():
     flat, offsets = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([0, 2, 2, 2, 3])
-    array = _columns.states(flat, offsets, np.array([True, True, False, True]))
-    series = _columns.to_series(array)
+    array = columns.states(flat, offsets, np.array([True, True, False, True]))
+    series = columns.to_series(array)
     assert [None if cell is None else [token.tolist() for token in cell] for cell in series] == array.to_pylist()
     cell = np.empty(2, object)  # as Spark hands it over
     cell[0], cell[1] = np.array([1.0, 2.0]), np.array([3.0, 4.0])
-    back = _columns.from_series(pd.Series([cell, None]))
+    back = columns.from_series(pd.Series([cell, None]))
     assert back.to_pylist() == [[[1.0, 2.0], [3.0, 4.0]], None]
 
 
 def test_features_go_to_no_model_of_tokens(model, engine):
     with pytest.raises(REQUEST, match="FlatRows"):
-        list(stream(hidden_states_job(model), [pa.array([[[1.0] * 48]], pa.list_(pa.list_(pa.float32())))], engine))
+        list(streamed(hidden_states_job(model), [pa.array([[[1.0] * 48]], pa.list_(pa.list_(pa.float32())))], engine))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_faults_of_either_side_are_the_rows(module):
     rows[5], targets[5] = [[1.0]], [[2.0, 3.0]]
     batch = pa.record_batch([pa.array(side, pa.list_(pa.list_(pa.float32()))) for side in (rows, targets)], ["r", "t"])
     with firesteel.Engine(folder, threads=1) as engine:
-        ((_, result),) = stream(hidden_states_job(folder, details=True), [batch], engine)
+        ((_, result),) = streamed(hidden_states_job(folder, details=True), [batch], engine)
         found = result.to_pylist()
         assert [row and row["error_code"] for row in found] == ["SCHEMA", None, "SCHEMA", None, None, "SCHEMA"]
         assert found[3] is None
@@ -403,12 +403,12 @@ def test_faults_of_either_side_are_the_rows(module):
             == f"of its targets, token {len(targets[0]) - 1} of the row is null; 48 numbers belong there"
         )
         assert found[5]["error"] == "token 0 of the row has 1 numbers; the model takes 48"
-        list(stream(hidden_states_job(folder), [batch.slice(3, 2)], engine))  # a null row fails no task
+        list(streamed(hidden_states_job(folder), [batch.slice(3, 2)], engine))  # a null row fails no task
         for row in (1, 4):
             assert same(found[row]["result"], expected[row])
             assert found[row]["prompt_tokens"] == len(rows[row]) + len(targets[row])
         with pytest.raises(REQUEST, match="decoder, whose input is missing"):
-            list(stream(hidden_states_job(folder), [pa.array(rows, pa.list_(pa.list_(pa.float32())))], engine))
+            list(streamed(hidden_states_job(folder), [pa.array(rows, pa.list_(pa.list_(pa.float32())))], engine))
         texts = pa.record_batch([batch.column(0), pa.array(["a"] * len(rows))], ["r", "t"])
         with pytest.raises(REQUEST, match="the targets are string; array<int>"):
-            list(stream(hidden_states_job(folder), [texts], engine))
+            list(streamed(hidden_states_job(folder), [texts], engine))

@@ -15,7 +15,8 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
-from firesteel import lifecycle
+from firesteel.host.processes import look_up
+from firesteel.manager import lifecycle
 
 HERE = Path(__file__).parent
 
@@ -26,8 +27,8 @@ def teller():
     """A function for tasks (nested, so that it travels by value): what the executor's manager says of itself."""
 
     def told(_: object) -> tuple[int, dict]:
-        from firesteel import _core, lifecycle
-        from firesteel.service import build
+        from firesteel import _core
+        from firesteel.manager.service import build
 
         client = _core.Client(build(), 20.0)
         with lifecycle.reach() as socket:
@@ -182,7 +183,7 @@ def test_one_manager_an_executor_that_ends_with_it(folder, tmp_path):
     assert ran.returncode == 0, ran.stderr[-4000:]
     said = json.loads(ran.stdout.splitlines()[-1])
     deadline = time.monotonic() + 10
-    while left := [pid for pid in said["managers"] if lifecycle.look_up(pid) is not None]:
+    while left := [pid for pid in said["managers"] if look_up(pid) is not None]:
         assert time.monotonic() < deadline, f"managers {left} outlive their executors"
         time.sleep(0.1)
     assert not list(place.glob("*.sock")) and not list(place.glob("*.lock"))

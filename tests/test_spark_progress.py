@@ -12,7 +12,8 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
-from firesteel.spark import _counters, _watch
+from firesteel.spark._progress import watch
+from firesteel.table import counters
 
 HERE = Path(__file__).parent
 
@@ -37,7 +38,7 @@ def table(spark):
 
 def port_is_closed(spark) -> bool:
     threads = [thread for thread in threading.enumerate() if thread.name == "firesteel progress"]
-    return not threads and spark.sparkContext.getLocalProperty(_counters.PROPERTY) is None
+    return not threads and spark.sparkContext.getLocalProperty(counters.PROPERTY) is None
 
 
 def test_a_report_of_a_table(spark, table, folder, tmp_path, capsys):
@@ -121,7 +122,7 @@ def test_where_no_port_can_be_opened_tasks_are_counted(spark, table, folder, mon
     def refuse(*_):
         raise OSError("no")
 
-    monkeypatch.setattr(_watch, "Listener", refuse)
+    monkeypatch.setattr(watch, "Listener", refuse)
     with pytest.warns(RuntimeWarning, match="no port of 127.0.0.1 can be opened"), firesteel.progress(spark) as run:
         firesteel.score(table, firesteel.embed_udf(folder, on_error="null"), "ids", output="v").collect()
     assert run.report.rows is None and run.report.tasks >= 1 and run.report.device_seconds > 0
@@ -132,8 +133,8 @@ def test_a_port_that_nobody_reaches_harms_nobody(spark, table, folder):
     udf = firesteel.embed_udf(folder, on_error="null")
     with firesteel.progress(spark) as run:
         context = spark.sparkContext
-        host, port, token = context.getLocalProperty(_counters.PROPERTY).rsplit(":", 2)
-        context.setLocalProperty(_counters.PROPERTY, f"{host}:{port}:{'0' * len(token)}")
+        host, port, token = context.getLocalProperty(counters.PROPERTY).rsplit(":", 2)
+        context.setLocalProperty(counters.PROPERTY, f"{host}:{port}:{'0' * len(token)}")
         assert len(table.select(udf("ids")).collect()) == 1000
     assert run.report.rows == 0
 

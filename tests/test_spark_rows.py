@@ -9,9 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import tiny
-from firesteel.spark import _columns, _rows, _task_context, _worker
-from firesteel.spark._options import embed_job
-from firesteel.spark._window import FIRST_ROWS, LARGEST_SLICE, MOST_ROWS, Window
+from firesteel.host import task
+from firesteel.spark import _worker
+from firesteel.table import columns, stream
+from firesteel.table.job import embed_job
+from firesteel.table.window import FIRST_ROWS, LARGEST_SLICE, MOST_ROWS, Window
 
 TEXTS = ["first row", None, "", "the last column of the table", "as of date " * 20]
 
@@ -88,13 +90,13 @@ class RecordedPending:
         self.engine.cancelled += len(self.rows)
 
 
-def stream(job, arrays, engine, name="the column"):
-    return _rows.stream(job, iter(arrays), lambda *_: nullcontext(engine), lambda array: [array], [name])
+def streamed(job, arrays, engine, name="the column"):
+    return stream.stream(job, iter(arrays), lambda *_: nullcontext(engine), lambda array: [array], [name])
 
 
 def test_first_results_cost_hundreds_of_rows_and_the_rest_is_cancelled(model):
     recorder = Recorder()
-    results = stream(embed_job(model), [pa.array(["x"] * 10_000)] * 3, recorder)
+    results = streamed(embed_job(model), [pa.array(["x"] * 10_000)] * 3, recorder)
     first = next(results)[1]
     assert len(first) == 64 and recorder.started <= 256
     results.close()
@@ -105,7 +107,7 @@ def test_first_results_cost_hundreds_of_rows_and_the_rest_is_cancelled(model):
 def test_every_row_comes_out_once_and_in_order(model, sizes):
     recorder = Recorder()
     arrays = [pa.array(["x"] * size, pa.string()) for size in sizes]
-    seen = [(batch, result) for batch, result in stream(embed_job(model), arrays, recorder)]
+    seen = [(batch, result) for batch, result in streamed(embed_job(model), arrays, recorder)]
     assert all(len(batch) == len(result) for batch, result in seen)
     found = [row[0] for _, result in seen for row in result.to_pylist()]
     assert found == list(range(sum(sizes)))
@@ -114,7 +116,7 @@ def test_every_row_comes_out_once_and_in_order(model, sizes):
 
 def test_long_texts_make_small_slices(model):
     recorder = Recorder()
-    list(stream(embed_job(model), [pa.array(["x" * 3_000_000] * 10)], recorder))
+    list(streamed(embed_job(model), [pa.array(["x" * 3_000_000] * 10)], recorder))
     assert max(recorder.requests) == 1
 
 
@@ -123,14 +125,14 @@ def test_no_engine_is_opened_where_there_is_no_row(model):
         raise AssertionError("opened")
 
     empty = [pa.array([], pa.string())] * 2
-    assert list(_rows.stream(embed_job(model), iter(empty), attach, lambda array: [array], ["the column"])) == []
+    assert list(stream.stream(embed_job(model), iter(empty), attach, lambda array: [array], ["the column"])) == []
 
 
 def test_a_faulty_row_fails_the_task_by_its_place_in_the_partition(model):
     recorder = Recorder(lambda text: "it is bad" if text == "bad" else None)
     arrays = [pa.array(["x"] * 700), pa.array(["x", "bad"])]
     with pytest.raises(firesteel.RequestError, match=r"row 701 of the partition \(TOO_LONG\): it is bad"):
-        list(stream(embed_job(model), arrays, recorder))
+        list(streamed(embed_job(model), arrays, recorder))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_max_errors_is_a_share_of_the_partition(model, rows, bad, most, fails):
     recorder = Recorder(lambda text: "it is bad" if text == "bad" else None)
     every = rows // bad
     texts = ["bad" if row % every == 0 and row // every < bad else "x" for row in range(rows)]
-    results = stream(embed_job(model, on_error="null", max_errors=most), [pa.array(texts)], recorder)
+    results = streamed(embed_job(model, on_error="null", max_errors=most), [pa.array(texts)], recorder)
     if fails:
         with pytest.raises(firesteel.RequestError, match="max_errors is .*are TOO_LONG, as: it is bad"):
             list(results)
@@ -159,7 +161,7 @@ def test_max_errors_is_a_share_of_the_partition(model, rows, bad, most, fails):
 def test_null_rows_are_no_errors_and_cost_nothing(model, engine):
     job = embed_job(model, max_errors=0.0, on_error="null")
     before = engine.stats()["rows"]
-    results = [result for _, result in stream(job, [pa.nulls(3000, pa.string())], engine)]
+    results = [result for _, result in streamed(job, [pa.nulls(3000, pa.string())], engine)]
     assert sum(result.null_count for result in results) == 3000
     assert engine.stats()["rows"] == before
 
@@ -167,7 +169,7 @@ def test_null_rows_are_no_errors_and_cost_nothing(model, engine):
 @pytest.mark.parametrize("details", [False, True])
 def test_results_are_the_engines(model, engine, details):
     job = embed_job(model, details=details)
-    ((_, result),) = stream(job, [pa.array(TEXTS)], engine)
+    ((_, result),) = streamed(job, [pa.array(TEXTS)], engine)
     expected = iter(engine.embed([text for text in TEXTS if text is not None]))
     rows = result.to_pylist()
     for text, row in zip(TEXTS, rows, strict=True):
@@ -183,9 +185,9 @@ def test_results_are_the_engines(model, engine, details):
 
 def test_details_tell_which_rows_fill_the_length_and_which_are_too_long(model, engine):
     array = pa.array(["first", "first row table string column"])
-    ((_, cut),) = stream(embed_job(model, details=True, max_length=4), [array], engine)
+    ((_, cut),) = streamed(embed_job(model, details=True, max_length=4), [array], engine)
     assert cut.field("finish_reason").to_pylist() == ["stop", "length"]
-    ((_, refused),) = stream(embed_job(model, details=True, max_length=4, truncate="error"), [array], engine)
+    ((_, refused),) = streamed(embed_job(model, details=True, max_length=4, truncate="error"), [array], engine)
     bad = refused.to_pylist()[1]
     assert bad["result"] is None and bad["error_code"] == "TOO_LONG" and bad["finish_reason"] is None
     assert bad["error"] == "the row has 7 tokens; the limit is 4" and bad["prompt_tokens"] == 0
@@ -209,14 +211,14 @@ IDS = [[2, 45, 3], None, [], [2, 3]]
     ids=lambda x: str(getattr(x, "type", "")),
 )
 def test_text_columns(array, expected):
-    assert _columns.rows_of(_columns.readable(array)) == (expected, [])
+    assert columns.rows_of(columns.readable(array)) == (expected, [])
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.int16(), pa.int32(), pa.int64()], ids=str)
 @pytest.mark.parametrize("listed", [pa.list_, pa.large_list])
 def test_token_id_columns_are_taken_as_they_lie(kind, listed):
     array = pa.array([[9], *IDS, [9, 9]], listed(kind)).slice(1, len(IDS))
-    rows, faults = _columns.rows_of(_columns.readable(array))
+    rows, faults = columns.rows_of(columns.readable(array))
     assert faults == []
     assert np.array_equal(rows.nulls, [False, True, False, False])
     found = [rows.ids[a:b].tolist() for a, b in zip(rows.offsets, rows.offsets[1:], strict=False)]
@@ -225,7 +227,7 @@ def test_token_id_columns_are_taken_as_they_lie(kind, listed):
 
 
 def test_a_null_among_token_ids_is_a_fault_of_its_row(engine):
-    rows, _ = _columns.rows_of(pa.array([[2, None, 3], [2, 3]], pa.list_(pa.int32())))
+    rows, _ = columns.rows_of(pa.array([[2, None, 3], [2, 3]], pa.list_(pa.int32())))
     _, errors = engine.start_embed(rows).result()
     assert [(row, code) for row, code, _ in errors] == [(0, "SCHEMA")]
 
@@ -234,7 +236,7 @@ def test_a_null_among_token_ids_is_a_fault_of_its_row(engine):
 def test_bytes_that_are_no_utf8_are_a_fault_of_their_row(kind):
     raw = pa.large_binary() if kind == pa.large_string() else pa.binary()
     array = pa.array([b"fine", b"ab\xff", None, b"also"], raw).view(kind)
-    texts, faults = _columns.rows_of(array)
+    texts, faults = columns.rows_of(array)
     assert texts == ["fine", None, None, "also"]
     assert faults == [(1, "BAD_UTF8", "byte 2 of the text is not UTF-8")]
 
@@ -252,29 +254,29 @@ WRONG = [
 @pytest.mark.parametrize(("array", "named"), WRONG, ids=[named for _, named in WRONG])
 def test_other_columns_are_refused_by_name_and_type(array, named):
     with pytest.raises(firesteel.RequestError, match=rf"column text is {named}.*; string \(text\) or array<int>"):
-        _columns.readable(array, "column text")
+        columns.readable(array, "column text")
 
 
 def test_vectors_are_the_matrix_itself():
     matrix = np.arange(12, dtype=np.float32).reshape(4, 3)
-    array = _columns.vectors(matrix, np.array([True, False, True, True]))
+    array = columns.vectors(matrix, np.array([True, False, True, True]))
     array.validate(full=True)
     assert array.to_pylist() == [[0, 1, 2], None, [6, 7, 8], [9, 10, 11]]
     assert array.values.buffers()[1].address == matrix.ctypes.data
-    assert _columns.vectors(matrix[:0], np.ones(0, bool)).to_pylist() == []
+    assert columns.vectors(matrix[:0], np.ones(0, bool)).to_pylist() == []
 
 
 def test_through_pandas_and_back():
     matrix = np.arange(6, dtype=np.float32).reshape(3, 2)
-    series = _columns.to_series(_columns.vectors(matrix, np.array([True, False, True])))
+    series = columns.to_series(columns.vectors(matrix, np.array([True, False, True])))
     assert [None if cell is None else cell.tolist() for cell in series] == [[0, 1], None, [4, 5]]
-    assert _columns.from_series(pd.Series(["a", None])).to_pylist() == ["a", None]
-    assert _columns.from_series(pd.Series([np.array([1, 2]), None])).to_pylist() == [[1, 2], None]
+    assert columns.from_series(pd.Series(["a", None])).to_pylist() == ["a", None]
+    assert columns.from_series(pd.Series([np.array([1, 2]), None])).to_pylist() == [[1, 2], None]
     nulls = np.array([False, True, False])
-    vectors = _columns.vectors(matrix, np.array([True, False, False]))
-    struct = _columns.details(vectors, nulls, [(2, "TOO_LONG", "why")], np.int32([3, 0, 0]), np.zeros(3, bool))
+    vectors = columns.vectors(matrix, np.array([True, False, False]))
+    struct = columns.details(vectors, nulls, [(2, "TOO_LONG", "why")], np.int32([3, 0, 0]), np.zeros(3, bool))
     struct.validate(full=True)
-    frame = _columns.to_frame(struct)
+    frame = columns.to_frame(struct)
     assert list(frame.columns) == [field.name for field in struct.type]
     assert frame["error_code"].tolist() == [None, None, "TOO_LONG"]
     assert frame["prompt_tokens"].tolist() == [3, pd.NA, 0]
@@ -396,7 +398,7 @@ def test_threads_option_over_conf_over_environment_over_task_cpus(
     kept, model, monkeypatch, option, conf, environment, cpus, threads
 ):
     properties = {} if conf is None else {"threads": conf}
-    monkeypatch.setattr(_task_context, "current", lambda: None if cpus is None else Task(cpus, **properties))
+    monkeypatch.setattr(task, "current", lambda: None if cpus is None else Task(cpus, **properties))
     if environment is not None:
         monkeypatch.setenv("FIRESTEEL_THREADS", environment)
     with _worker.attach(model, embed_job(model, threads=option, manager=False).engine):
@@ -407,7 +409,7 @@ def test_knobs_of_the_session_count_only_while_an_engine_opens(kept, model, monk
     import os
 
     seen = []
-    monkeypatch.setattr(_task_context, "current", lambda: Task(batch_tokens="256"))
+    monkeypatch.setattr(task, "current", lambda: Task(batch_tokens="256"))
     opening = _worker.Engine.__init__
     monkeypatch.setattr(
         _worker.Engine,

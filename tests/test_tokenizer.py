@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 from firesteel import CheckpointError, RequestError
-from firesteel.checkpoint import Checkpoint
-from firesteel.tokenizer import Tokenizer
+from firesteel.model.checkpoint import Checkpoint
+from firesteel.model.tokenizer import Tokenizer
 
 IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
 
@@ -173,8 +173,8 @@ def test_the_pool_has_the_threads_asked_for(folder, threads, expected):
     """In a fresh process, because a pool lives as long as its process does."""
     code = f"""
 import os
-from firesteel.checkpoint import Checkpoint
-from firesteel.tokenizer import Tokenizer, set_threads
+from firesteel.model.checkpoint import Checkpoint
+from firesteel.model.tokenizer import Tokenizer, set_threads
 set_threads({threads})
 tokenizer = Tokenizer(Checkpoint.open({str(folder)!r}))
 before = len(os.listdir("/proc/self/task"))
@@ -190,7 +190,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", True])
 def test_threads_that_cannot_be(count):
-    from firesteel.tokenizer import set_threads
+    from firesteel.model.tokenizer import set_threads
 
     with pytest.raises(RequestError, match="threads is"):
         set_threads(count)

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import tiny_torch
 from firesteel import CheckpointError, ConfigError, RequestError
-from firesteel.rows import FlatRows, windows_of
+from firesteel.engine.rows import FlatRows, windows_of
 
 HERE = Path(__file__).parent
 LENGTHS = (1, 2, 3, 5, 8, 8, 13, 16, 17, 21, 31, 33, 48, 63, 100)
@@ -147,7 +147,7 @@ def flat(rows):
 def compute(folder: str, to: str, backend: str, dtype: str, *plans: str) -> None:
     """In the process of one mode: {plan: float32 [target tokens, width]} into the file `to`."""
     from firesteel import _core
-    from firesteel.checkpoint import Checkpoint
+    from firesteel.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.open(folder)
     (rows, offsets), (targets, ends) = map(flat, tiny_torch.rows(checkpoint.config, 5, LENGTHS, TARGETS))

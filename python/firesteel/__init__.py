@@ -21,11 +21,11 @@ from ._core import (
     OutOfMemory,
     RequestError,
 )
-from .engine import Engine
-from .placement import Placement, plan
+from .engine.engine import Engine
+from .engine.placement import Placement, plan
 
 if TYPE_CHECKING:
-    from .remote import connect
+    from .manager.remote import connect
     from .spark import Report, embed_udf, hidden_states_udf, progress, register, release, score, warm
 
 __all__ = [
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> object:
     if name in _SPARK:
         return getattr(import_module(".spark", __name__), name)
     if name == "connect":
-        return import_module(".remote", __name__).connect
+        return import_module(".manager.remote", __name__).connect
     if name == "__version__":
         return import_module("importlib.metadata").version(__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny
 from firesteel import Error, _core
-from firesteel.checkpoint import Checkpoint
+from firesteel.model.checkpoint import Checkpoint
 
 ODD_NUMBERS = (0, 1, -1, 2, 3, 7, 255, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**30, 0.5, 1e300, 1e-300)
 ODD_VALUES = (None, True, False, "", "bert", "BF16", "F64", "\x00", "é" * 300, "\udcff", [], {}, [1], [[]], {"a": 1})

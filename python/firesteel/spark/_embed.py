@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from ._options import embed_job
+from ..table.job import embed_job
 from ._udf import ColumnFunction
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pyspark.sql.utils import is_remote
 
-from .. import _core, lifecycle
-from ..service import build
+from .. import _core
+from ..manager import lifecycle
+from ..manager.service import build
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

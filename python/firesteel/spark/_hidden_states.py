@@ -2,7 +2,7 @@
 
 import os
 
-from ._options import hidden_states_job
+from ..table.job import hidden_states_job
 from ._udf import ColumnFunction
 
 

@@ -16,8 +16,9 @@ from pyspark.sql.types import (
 )
 
 from .._core import ConfigError, RequestError
-from . import _counters, _rows, _worker
-from ._options import Job
+from ..table import counters, stream
+from ..table.job import Job
+from . import _worker
 from ._udf import ColumnFunction, check_count
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def _function(job: Job, places: list[int], names: list[str]):
         def given(batch: pa.RecordBatch) -> list[pa.Array]:
             return [batch.column(place) for place in places]
 
-        counters = _counters.of_task()
-        for batch, result in _rows.stream(job, batches, _worker.attach, given, called, counters):
+        pieces = stream.stream(job, batches, _worker.attach, given, called, counters.of_task())
+        for batch, result in pieces:
             yield pa.RecordBatch.from_arrays([*batch.columns, result], names)
 
     return score

@@ -14,8 +14,11 @@ from pyspark.sql.types import ArrayType, DataType, FloatType, IntegerType, Strin
 from pyspark.sql.utils import is_remote
 
 from .._core import ConfigError
-from . import _columns, _counters, _rows, _worker
-from ._options import Job
+from ..table import counters
+from ..table.columns import from_series, to_frame, to_series
+from ..table.job import Job
+from ..table.stream import stream
+from . import _worker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,9 +123,8 @@ def arrow_function(job: Job) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array
     """For arrow_udf (Spark >= 4.1): the results are the engine's own memory, nothing is copied."""
 
     def compute(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        for _, result in _rows.stream(
-            job, map(_Given.of, batches), _worker.attach, tuple, _names(job), _counters.of_task()
-        ):
+        given = map(_Given.of, batches)
+        for _, result in stream(job, given, _worker.attach, tuple, _names(job), counters.of_task()):
             yield result
 
     compute.__name__ = job.task  # which Spark names the column by
@@ -134,15 +136,15 @@ def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Se
     import pandas as pd
 
     def rows(batches: Iterator[pd.Series]) -> Iterator[pa.Array]:
-        given = (_Given(map(_columns.from_series, _Given.of(batch))) for batch in batches)
-        for _, result in _rows.stream(job, given, _worker.attach, tuple, _names(job), _counters.of_task()):
+        given = (_Given(map(from_series, _Given.of(batch))) for batch in batches)
+        for _, result in stream(job, given, _worker.attach, tuple, _names(job), counters.of_task()):
             yield result
 
     def compute(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        yield from map(_columns.to_series, rows(batches))
+        yield from map(to_series, rows(batches))
 
     def compute_with_details(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        yield from map(_columns.to_frame, rows(batches))
+        yield from map(to_frame, rows(batches))
 
     made = compute_with_details if job.details else compute
     made.__name__ = job.task

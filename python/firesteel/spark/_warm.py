@@ -3,9 +3,9 @@
 import os
 from typing import TYPE_CHECKING
 
+from ..table.job import ENGINE, embed_job, refuse_unknown
 from . import _worker
 from ._everywhere import everywhere
-from ._options import ENGINE, embed_job, refuse_unknown
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

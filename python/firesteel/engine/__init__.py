@@ -1,0 +1,8 @@
+"""An engine in this process.
+
+engine       firesteel.Engine: rows in, NumPy arrays out
+rows         what rows may be, cut into windows and laid flat
+placement    firesteel.plan and Engine.placement
+options      the engine's options, checked without a device
+claims       who holds what of the host's GPUs
+"""

@@ -1,0 +1,526 @@
+"""An engine in this process: texts, token ids or features in, NumPy arrays out.
+
+Everything goes one way: rows -> windows -> token ids -> jobs of the C engine, which writes into an array made up front.
+The first window is small and each next one twice as large, so the devices start at once and tokenising a window happens
+while they compute the one before. Nothing waits until the caller asks for a result.
+
+    Engine.start_embed, Engine.start_hidden_states -> Pending
+                                         faults of rows are values, Pending.result() waits; what the Spark side uses
+    Engine.embed, Engine.hidden_states   the same, waited for; faults of rows raise RequestError
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import _core
+from .._core import ConfigError, Error, RequestError
+from ..model.checkpoint import Checkpoint, pooling_modes
+from ..model.locate import find
+from ..model.tokenizer import RowError, Tokenizer, set_threads
+from .claims import Claim, open_engine
+from .options import engine_options
+from .placement import Placement, placement_of
+from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
+
+LISTED_ROWS = 20  # bad rows that a RequestError spells out
+
+
+class Engine:
+    """A model on this process' devices.
+
+    model       folder with config.json, *.safetensors and tokenizer.json, be it on a network mount; "dbfs:/...";
+                "models:/name/version", "models:/name@alias" (MLflow); a hub id, "org/name" or "org/name@revision"
+    devices     "auto": all GPUs where there are any, else the CPU; "cpu", "cuda" (all GPUs), "cuda:1", or a list;
+                ["cpu:0", "cpu:1"] cuts the cores in two
+    parallel    how several devices are used: "replicate", the whole model on each; "split", its layers cut into as many
+                stages; "tensor", each layer shared by all, whose degree is part of a row's bits; "stream", layers that
+                find no room in max_memory come again for each pass of many rows; combinations such as
+                "replicate=2,split=2", whose numbers multiply to the number of devices; "auto": "replicate" where the
+                model fits on one device, else as few stages as it takes, else "stream"
+    dtype       "auto": the checkpoint's where the device computes in it, else fp32; or "fp32", "fp16", "bf16"
+    max_memory  bytes a device may take, also as "2GB" or "512MiB"; None: what there is
+    threads     of all CPU devices and of the tokeniser; None: FIRESTEEL_THREADS, else the cores this process may use
+    cpu_path    "avx512", "avx2" or "portable"; None: the best this CPU has
+
+    Threads may share an engine. A process forked from this one may not use it: DeviceError. Raises CheckpointError,
+    ConfigError, DeviceError or OutOfMemory where the model cannot be opened.
+
+    Example::
+
+        with firesteel.Engine("models/all-MiniLM-L6-v2") as engine:
+            vectors = engine.embed(["a sentence", "and another"])      # float32 [2, 384]
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        devices: str | Sequence[str] = "auto",
+        parallel: str = "auto",
+        dtype: str = "auto",
+        max_memory: int | str | None = None,
+        threads: int | None = None,
+        cpu_path: str | None = None,
+    ) -> None:
+        options = engine_options(
+            devices=devices,
+            parallel=parallel,
+            dtype=dtype,
+            max_memory=max_memory,
+            threads=threads,
+            cpu_path=cpu_path,
+        )
+        checkpoint = Checkpoint.open(find(model))
+        tokenizing = threads or os.environ.get("FIRESTEEL_THREADS", "")
+        if str(tokenizing).isdecimal() and int(tokenizing) > 0:  # the C side complains about any other value
+            set_threads(int(tokenizing))
+        self._open(
+            checkpoint,
+            lambda: self._claimed(
+                config=checkpoint.config,
+                tensors=checkpoint.tensors,
+                files=checkpoint.files,
+                name=checkpoint.folder,
+                **options,
+            ),
+        )
+
+    def _claimed(self, **options: object) -> _core.Engine:
+        core, self._claim = open_engine(**options)
+        return core
+
+    def _open(self, checkpoint: Checkpoint, open_core: Callable[[], _core.Engine]) -> None:
+        self._claim = Claim()
+        self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._tokenizer: Tokenizer | None = None
+        preload = threading.Thread(target=self._preload)  # parsing a vocabulary while the weights are read
+        preload.start()
+        try:
+            self._core = open_core()
+        finally:
+            preload.join()
+        settings = self._core.settings
+        self._width: int = settings["width"]
+        self._positions: int = settings["positions"]
+        self._any_length: bool = settings["any_length"]
+        self._rows: str = settings["rows"]
+        self._targets: str | None = settings["targets"]
+
+    # --- what it computes
+
+    def embed(
+        self,
+        texts: Rows,
+        pooling: str | Sequence[str] = "auto",
+        normalize: bool | str = "auto",
+        max_length: int | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool | str = True,
+    ) -> np.ndarray:
+        """One vector a row: float32 [rows, dimension].
+
+        texts       strings, or rows of token ids (lists of int, or int arrays), which need no tokenizer; arrays of
+                    numbers [tokens, width] where the model takes features (`settings["rows"]`)
+        pooling     "auto": as the folder says, mean where it says nothing; else "cls", "mean", "max",
+                    "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or a list of these, put side by side
+        normalize   "auto": as the folder says, no where it says nothing
+        max_length  tokens of a row, special ones included; None: as the folder says, at most the model's positions
+        prompt      put before each text: one of the folder's prompts, by its name, else this text itself; None: the
+                    folder's default prompt; "": none
+        dimensions  keep the first n of each vector, before normalising
+        truncate    True: longer texts are cut at max_length; "error": they are faults of their rows
+
+        Rows of token ids are taken as they are: one that is too long is a fault, because cutting it would take its last
+        special token. Raises RequestError naming all rows that have a fault (`error.rows`: row, code, sentence).
+
+        Example::
+
+            engine.embed(["how do I parse a date?"], prompt="query: ")      # float32 [1, 384]
+        """
+        return _all_or_error(self.start_embed(texts, pooling, normalize, max_length, prompt, dimensions, truncate))
+
+    def start_embed(
+        self,
+        texts: Rows,
+        pooling: str | Sequence[str] = "auto",
+        normalize: bool | str = "auto",
+        max_length: int | None = None,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool | str = True,
+    ) -> Pending:
+        """As `embed`, but returns once all rows are tokenised and queued; None is a null row, on which no work is done.
+
+        Example::
+
+            pending = engine.start_embed(["one", None])
+            vectors, errors = pending.result()           # float32 [2, 384], the second row NaN; []
+        """
+        return self._start("embed", texts, pooling, normalize, max_length, prompt, dimensions, truncate)
+
+    def hidden_states(self, rows: Rows, targets: Rows | None = None) -> list[np.ndarray]:
+        """transformers' last_hidden_state, or the output of a PyTorch module: float32 [tokens, hidden] a row.
+
+        rows     token ids, or strings, which are tokenised, and cut at the folder's length, as in `embed`; or features,
+                 numbers [tokens, width], where the model takes those. `settings["rows"]` says "ids" or "features".
+        targets  of a model with a decoder, and of no other: the decoder's input, one for each row, token ids or
+                 features as `settings["targets"]` says. `rows` are then the encoder's input or, where the model is a
+                 decoder alone, the memory it attends to. The result has the targets' tokens.
+
+        Arrays of one call may share memory. Raises RequestError naming all rows that have a fault, and where targets
+        are missing, superfluous, or not as many as rows.
+
+        Example::
+
+            engine.hidden_states([[101, 7592, 102]])[0].shape      # (3, 384)
+        """
+        return _all_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True, targets))
+
+    def start_hidden_states(
+        self, rows: Rows, targets: Rows | None = None, max_length: int | None = None, truncate: bool | str = True
+    ) -> Pending:
+        """As `hidden_states`, but returns once all rows are queued; None is a null row, on which no work is done.
+
+        max_length and truncate are as in `embed`.
+
+        Example::
+
+            states, offsets, errors = engine.start_hidden_states([[101, 7592, 102], None]).flat_result()
+            states.shape, offsets      # (3, 384), [0, 3, 3]
+        """
+        return self._start("hidden_states", rows, "auto", False, max_length, "", None, truncate, targets)
+
+    def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
+        """Floats in one vector that `embed` makes with these options."""
+        width = self._width * len(self._pooling(pooling))
+        return self._dimensions(dimensions, False, width) or width
+
+    # --- what it is
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What was resolved when the model was opened: architecture, sizes, dtype, pooling, length, prompts."""
+        sentence = self._checkpoint.sentence
+        return {
+            **self._core.settings,
+            "folder": self._checkpoint.folder,
+            "pooling": list(sentence.pooling),
+            "normalize": sentence.normalize,
+            "max_length": self._max_length(None),
+            "prompts": dict(sentence.prompts),
+            "default_prompt_name": sentence.default_prompt_name,
+        }
+
+    @property
+    def placement(self) -> Placement:
+        """Which layers lie on which device, and the bytes taken there. Print it: it is a table."""
+        settings = self._core.settings
+        title = f"{settings['model_type']}, {settings['layers']} layers, {settings['dtype']}"
+        return placement_of(title, self._core.placement)
+
+    @property
+    def numerics(self) -> str:
+        """Backend, kernel path and dtype: two engines with the same one give the same bits for the same row."""
+        return self._core.numerics
+
+    def stats(self) -> dict[str, object]:
+        """Rows, tokens, batches, replicas, and of each device memory and busy seconds, since the engine was opened."""
+        return self._core.stats()
+
+    def close(self) -> None:
+        """Gives threads and memory back; unfinished calls raise RequestError. Closing twice is fine."""
+        self._core.close()
+        self._claim.release()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Engine({self._checkpoint.folder!r})"
+
+    # --- options
+
+    def _pooling(self, pooling: object) -> tuple[str, ...]:
+        if isinstance(pooling, str) and pooling == "auto":
+            return self._checkpoint.sentence.pooling
+        return pooling_modes(pooling, "embed")
+
+    def _dimensions(self, dimensions: object, normalize: bool, width: int) -> int:
+        """0: all of them."""
+        if dimensions is None:
+            dimensions = self._checkpoint.sentence.truncate_dim
+            if dimensions is None:
+                return 0
+            if normalize:
+                raise ConfigError(
+                    f"{self._checkpoint.folder}: truncate_dim = {dimensions} cuts vectors after they were normalised, "
+                    f"which is not supported; pass dimensions={dimensions}, which cuts before"
+                )
+        if type(dimensions) is not int or not 1 <= dimensions <= width:
+            raise RequestError(f"dimensions is {dimensions!r}; vectors have {width}, so 1 to {width} belongs there")
+        return dimensions
+
+    def _max_length(self, max_length: object) -> int:
+        if max_length is None:
+            return min(self._checkpoint.sentence.max_length or self._positions, self._positions)
+        if type(max_length) is not int or not 1 <= max_length <= self._positions:
+            raise RequestError(
+                f"max_length is {max_length!r}; the model has {self._positions} positions, so 1 to {self._positions} "
+                f"belongs there"
+            )
+        return max_length
+
+    def _prompt(self, prompt: object) -> str:
+        sentence = self._checkpoint.sentence
+        if prompt is None:
+            text = sentence.prompts[sentence.default_prompt_name] if sentence.default_prompt_name is not None else ""
+        elif isinstance(prompt, str):
+            text = sentence.prompts.get(prompt, prompt)
+        else:
+            raise RequestError(f"prompt is a {type(prompt).__name__}; a string or None belongs there")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RequestError(f"prompt {text!r} has a lone surrogate, which is no Unicode text") from None
+        return text
+
+    # --- the way of the rows
+
+    def _start(
+        self,
+        task: str,
+        rows: Rows,
+        pooling: object,
+        normalize: object,
+        max_length: object,
+        prompt: object,
+        dimensions: object,
+        truncate: object,
+        targets: Rows | None = None,
+    ) -> Pending:
+        sentence = self._checkpoint.sentence
+        modes = self._pooling(pooling) if task == "embed" else ()
+        if isinstance(normalize, str) and normalize == "auto":
+            normalize = sentence.normalize
+        if not isinstance(normalize, (bool, np.bool_)):
+            raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
+        if truncate is not True and not (isinstance(truncate, str) and truncate == "error"):
+            raise RequestError(f'truncate is {truncate!r}; True or "error" belongs there')
+        width = self._width * max(1, len(modes))
+        keep = self._dimensions(dimensions, bool(normalize), width) if task == "embed" else 0
+        limit = self._max_length(max_length)
+        most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
+        rows = as_rows(rows)
+        texts = hold_texts(rows)
+        if task == "hidden_states":
+            targets = self._checked_targets(targets, len(rows))
+        if texts and self._rows == "features":
+            raise RequestError(f"the rows are texts; the model takes features, numbers [tokens, {self._width}]")
+        if texts:
+            prefix = self._prompt(prompt)
+            if prefix and not sentence.include_prompt and task == "embed":
+                raise ConfigError(
+                    f"{self._checkpoint.folder}: its Pooling has include_prompt = false, which is not supported; pass "
+                    f'prompt="" to embed without a prompt'
+                )
+            tokenizer = self._tokenizer_once()
+        elif prompt:
+            raise RequestError("prompt goes before texts; rows of token ids are taken as they are")
+        sides = ((rows, self._rows), (targets, self._targets))
+        features = [side for side, kind in sides if kind == "features" and isinstance(side, list)]
+
+        pending = Pending(task, len(rows), keep or width, getattr(self._core, "empty", plain_empty))
+        options = {"task": task, "pooling": modes, "normalize": bool(normalize), "dimensions": keep}
+        try:
+            for begin, end in windows_of(rows, texts, features, self._width):
+                if texts:
+                    window = encoded(tokenizer, rows[begin:end], limit, truncate is True, prefix)
+                else:
+                    window = window_of(rows, begin, end, most, self._rows, self._width)
+                if targets is not None:
+                    window = joined(
+                        window, window_of(targets, begin, end, None, self._targets, self._width), end - begin
+                    )
+                pending._submit(self._core, begin, end, window, options)
+        except BaseException:
+            pending.cancel()
+            raise
+        return pending
+
+    def _checked_targets(self, targets: Rows | None, rows: int) -> FlatRows | list[object] | None:
+        if targets is None and self._targets is None:
+            return None
+        if targets is None:
+            raise RequestError("the model has a decoder, whose input is missing; give targets, one for each row")
+        if self._targets is None:
+            raise RequestError("targets were given to a model without a decoder; leave them out")
+        targets = as_rows(targets)
+        if len(targets) != rows:
+            raise RequestError(f"there are {len(targets)} targets and {rows} rows; each row has one")
+        return targets
+
+    def _preload(self) -> None:
+        """Whatever is wrong with the tokenizer is said at the first text: rows of token ids need none."""
+        with suppress(Error):
+            self._tokenizer_once()
+
+    def _tokenizer_once(self) -> Tokenizer:
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self._checkpoint)
+            return self._tokenizer
+
+
+class Pending:
+    """Rows on their way. `tokens` int32 [rows]: what each row costs, 0 where it is null or has a fault.
+
+    Dropping it without asking for the result cancels what has not run.
+    """
+
+    def __init__(self, task: str, rows: int, width: int, empty: Callable[[int, int], np.ndarray]) -> None:
+        self._empty = empty  # [rows, width]: where results are written
+        self.tokens = np.zeros(rows, np.int32)
+        self.nulls = np.zeros(rows, bool)
+        self._task = task
+        self._width = width
+        self._parts: list[_Part] = []
+        self._errors: list[RowError] = []
+        self._lock = threading.Lock()
+        self._collected: tuple[np.ndarray | list[np.ndarray], list[RowError]] | None = None
+        # One array for all windows; rows that are not computed are NaN, so that none is taken for a vector.
+        self._vectors = empty(rows, width) if task == "embed" else plain_empty(0, 0)
+
+    def result(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
+        """Waits. (float32 [rows, dimension], [(row, row code, sentence), ...]); null and faulty rows are NaN.
+
+        Raises what failed the whole request: DeviceError, OutOfMemory, RequestError after `cancel`. Ctrl-C cancels.
+        """
+        self._wait()
+        with self._lock:
+            if self._collected is None:
+                self._collected = self._collect()
+            return self._collected
+
+    def flat_result(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
+        """As `result`, for hidden states, and without an object a row: they lie one after the other.
+
+        (float32 [T, hidden], int64 [rows + 1], where the tokens of each row begin and end, errors). Null and faulty
+        rows have no tokens.
+        """
+        self._wait()
+        with self._lock:
+            return self._collect_flat()
+
+    @property
+    def known(self) -> tuple[int, int]:
+        """Rows, once there is a result: (that a manager knew from before, that were copied from an equal row)."""
+        jobs = [part.job for part in self._parts]
+        return sum(job.hits for job in jobs), sum(job.duplicates for job in jobs)
+
+    def cancel(self) -> None:
+        """Takes what has not run out of the queue; afterwards nothing writes to the result any more."""
+        for part in reversed(self._parts):  # a job waits for its batches that run; cancelled later, it would start more
+            part.job.cancel()
+
+    def _submit(self, core: _core.Engine, begin: int, end: int, window: Window, options: Mapping[str, object]) -> None:
+        """Queues rows [begin, end), of which `window` holds those that can be computed."""
+        self._errors += [(begin + row, code, sentence) for row, code, sentence in window.errors]
+        self.nulls[begin:end] = window.nulls
+        count = len(window.offsets) - 1
+        rows = np.arange(begin, end) if window.rows is None else begin + window.rows
+        self.tokens[rows] = np.diff(window.offsets)
+        told = {}
+        counted = window.offsets  # whose tokens the result has
+        if window.targets is not None:
+            counted = window.targets.offsets
+            self.tokens[rows] += np.diff(counted).astype(np.int32)
+            told = {"targets": window.targets.ids, "target_offsets": counted}
+        if self._task != "embed":
+            out = self._empty(int(counted[-1]), self._width)
+        elif count == end - begin:
+            out = self._vectors[begin:end]
+        else:
+            self._vectors[begin:end] = np.nan
+            out = self._empty(count, self._width)
+        if count:
+            job = core.submit(window.ids, window.offsets, out, **options, **told)
+            self._parts.append(_Part(job, rows, counted, out))
+
+    def _collect(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
+        errors = list(self._errors)
+        states = [np.empty((0, self._width), np.float32)] * len(self.tokens)
+        for part in self._parts:
+            failed = [(int(part.rows[row]), code, sentence) for row, code, sentence in part.job.errors]
+            errors += failed
+            if self._task != "embed":
+                for row, begin, end in zip(part.rows, part.offsets, part.offsets[1:], strict=False):
+                    states[row] = part.out[begin:end]
+            elif not np.may_share_memory(part.out, self._vectors):
+                self._vectors[part.rows] = part.out
+            for row, _, _ in failed:
+                self.tokens[row] = 0
+                if self._task == "embed":
+                    self._vectors[row] = np.nan
+        return (self._vectors if self._task == "embed" else states), sorted(errors)
+
+    def _wait(self) -> None:
+        try:
+            for part in self._parts:
+                part.job.wait()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _collect_flat(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
+        errors = list(self._errors)
+        lengths = np.zeros(len(self.tokens), np.int64)
+        flat = []
+        for part in self._parts:  # in the order of their rows
+            sizes, states = np.diff(part.offsets), part.out
+            if failed := part.job.errors:
+                good = np.ones(len(sizes), bool)
+                good[[row for row, _, _ in failed]] = False
+                states, sizes = states[np.repeat(good, sizes)], sizes * good
+                self.tokens[part.rows[~good]] = 0
+                errors += [(int(part.rows[row]), code, sentence) for row, code, sentence in failed]
+            lengths[part.rows] = sizes
+            flat.append(states)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        if len(flat) == 1:
+            return flat[0], offsets, sorted(errors)
+        return np.concatenate([np.empty((0, self._width), np.float32), *flat]), offsets, sorted(errors)
+
+
+class _Part(NamedTuple):
+    job: _core.Job
+    rows: np.ndarray  # int64, where its rows stand in the request
+    offsets: np.ndarray
+    out: np.ndarray
+
+
+def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
+    found, errors = pending.result()
+    none = "the row is None; a text or a list of token ids belongs there"
+    errors = sorted(errors + [(row, "SCHEMA", none) for row in np.flatnonzero(pending.nulls).tolist()])
+    if not errors:
+        return found
+    listed = "; ".join(f"row {row} ({code}): {sentence}" for row, code, sentence in errors[:LISTED_ROWS])
+    rest = f"; and {len(errors) - LISTED_ROWS} more" if len(errors) > LISTED_ROWS else ""
+    failure = RequestError(f"{len(errors)} of {len(pending.tokens)} rows cannot be computed: {listed}{rest}")
+    failure.rows = errors
+    raise failure
+
+
+def plain_empty(rows: int, width: int) -> np.ndarray:
+    return np.empty((rows, width), np.float32)

@@ -1,0 +1,77 @@
+"""Options that firesteel.Engine, firesteel.plan and the column functions share, checked without touching a device.
+
+What is wrong on any machine is told by one sentence, the same wherever the option was given: for a column function that
+is on Spark's driver, which may have other devices than its executors. What words mean is the C side's to say
+(`_core.check_options`); here they only have to be words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from .. import _core
+from .._core import ConfigError
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def engine_options(
+    *,
+    devices: object = "auto",
+    parallel: object = "auto",
+    dtype: object = "auto",
+    max_memory: object = None,
+    threads: object = None,
+    cpu_path: object = None,
+    config: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """The options of firesteel.Engine as _core.Engine takes them. Raises ConfigError.
+
+    config    the model's, where it is known: what it cannot be cut into is told too
+    """
+    words = {
+        "devices": _listed(devices),
+        "parallel": _word("parallel", parallel, 'a string such as "replicate" or "split"'),
+        "dtype": _word("dtype", dtype, 'a string such as "fp32"'),
+        "cpu_path": None,
+    }
+    if cpu_path is not None:
+        words["cpu_path"] = _word("cpu_path", cpu_path, '"avx512", "avx2", "portable" or None')
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 4096):
+        raise ConfigError(f"threads is {threads!r}; a whole number from 1 to 4096, or None, belongs there")
+    options = {**words, "threads": threads or 0}
+    _core.check_options(**options, config=config)
+    return {**options, "max_memory": byte_count(max_memory)}
+
+
+def byte_count(value: object, name: str = "max_memory") -> int:
+    """0: no limit of our own."""
+    if value is None:
+        return 0
+    if type(value) is int and 0 < value < 2**63:
+        return value
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([KMGT]i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
+        size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+        if 0 < size < 2**63:
+            return size
+    raise ConfigError(f'{name} is {value!r}; bytes or a size such as "2GB" or "512MiB" belongs there')
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()  # no line break in a sentence, nothing that UTF-8 lacks
+
+
+def _word(name: str, value: object, wanted: str) -> str:
+    if not _is_word(value):
+        raise ConfigError(f"{name} is {value!r}; {wanted} belongs there")
+    return value
+
+
+def _listed(devices: object) -> tuple[str, ...]:
+    listed = (devices,) if isinstance(devices, str) else devices
+    if not isinstance(listed, (list, tuple)) or not listed or not all(map(_is_word, listed)):
+        raise ConfigError(f'devices is {devices!r}; a string or a list of strings belongs there, such as "cpu"')
+    return tuple(listed)

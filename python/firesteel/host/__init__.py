@@ -1,0 +1,7 @@
+"""What a process knows of itself and its host: other processes, locked files, settings, the Spark task that it runs.
+
+processes    which process it is, what /proc says of others, the JVM above
+locks        files that are locked as long as a process lives
+settings     FIRESTEEL_X of the environment, spark.firesteel.x of the session's conf
+task         what Spark says of this worker's task, without importing Spark
+"""

@@ -1,0 +1,170 @@
+"""Options of a column function -> a Job: all of them checked, on the driver, before Spark sees a task.
+
+A Python exception in a task costs Spark's four tries, so whatever the driver can know is an error here, at once. Where
+it can see the model's folder that includes the checkpoint's own faults: only headers are read, no device is touched.
+Options of the engine go through the checks of firesteel.Engine itself, so they fail with its sentences; only what the
+devices of an executor decide is left to the task.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from .. import _core
+from .._core import ConfigError, RequestError
+from ..engine.options import engine_options
+from ..host.settings import ignore_keys_of_session
+from ..model.checkpoint import Checkpoint, pooling_modes
+from ..model.locate import FORMS, Located, describe, resolve
+
+OUTPUTS = ("all", "first", "last", "mean")
+ON_ERROR = ("fail", "null")
+MAX_ERRORS = 0.5
+ENGINE = dict(devices="auto", parallel="auto", dtype="auto", max_memory=None, threads=None, cpu_path=None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What travels to the workers: small, hashable, pickled by the name of this module.
+
+    Two jobs with equal content are equal, and share an engine in every worker that runs both.
+    """
+
+    task: str
+    model: Located  # where from, and what its files looked like to the driver
+    engine: tuple[tuple[str, object], ...]  # options of firesteel.Engine, and `manager`: whether it is shared
+    request: tuple[tuple[str, object], ...]  # options of the task, see tasks.py
+    details: bool
+    on_error: str
+    max_errors: float
+
+    @property
+    def shared(self) -> bool:
+        """Whether its engine is in the executor's manager."""
+        return bool(dict(self.engine)["manager"])
+
+    def own_engine(self) -> dict[str, object]:
+        """The options of an engine in this process."""
+        return {name: value for name, value in self.engine if name != "manager"}
+
+
+def embed_job(model: str | os.PathLike[str], *, said_by: str = "embed_udf", **options: object) -> Job:
+    """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
+    request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
+    return _job("embed", model, request, _check_embed, said_by, options)
+
+
+def hidden_states_job(model: str | os.PathLike[str], **options: object) -> Job:
+    """As embed_job."""
+    request = dict(output="all", max_length=None, truncate=True)
+    return _job("hidden_states", model, request, _check_hidden_states, "hidden_states_udf", options)
+
+
+def _job(
+    task: str,
+    model: object,
+    request: dict[str, object],
+    check: Callable[[dict[str, object]], None],
+    said_by: str,
+    options: dict[str, object],
+) -> Job:
+    """`request`: the options of the task with their defaults; `options`: what the user said."""
+    engine = dict(ENGINE)
+    shared: dict[str, object] = {"manager": True}
+    faults: dict[str, object] = dict(details=False, on_error=None, max_errors=MAX_ERRORS)
+    refuse_unknown(said_by, options, [*request, *engine, *shared, *faults])
+    for part in (engine, shared, request, faults):
+        part |= {name: value for name, value in options.items() if name in part}
+    engine_options(**engine)
+    check(request)
+    if not isinstance(shared["manager"], bool):
+        raise ConfigError(f"manager is {shared['manager']!r}; True or False belongs there")
+    details, on_error, max_errors = faults.values()
+    if not isinstance(details, bool):
+        raise ConfigError(f"details is {details!r}; True or False belongs there")
+    if on_error is None:
+        on_error = "null" if details else "fail"
+    if on_error not in ON_ERROR:
+        raise ConfigError(f'on_error is {on_error!r}; "fail" or "null" belongs there')
+    if isinstance(max_errors, bool) or not isinstance(max_errors, (int, float)) or not 0 <= max_errors <= 1:
+        raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
+    return Job(
+        task=task,
+        model=_check_model(model, request, engine),
+        engine=tuple(sorted((name, _frozen(value)) for name, value in (engine | shared).items())),
+        request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
+        details=details,
+        on_error=on_error,
+        max_errors=float(max_errors),
+    )
+
+
+def refuse_unknown(said_by: str, given: Sequence[str] | dict[str, object], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"{said_by} has no option {name}; {hint}its options are {', '.join(known)}")
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_embed(request: dict[str, object]) -> None:
+    if request["pooling"] != "auto":
+        pooling_modes(request["pooling"], "embed_udf")
+    if not isinstance(request["normalize"], bool) and request["normalize"] != "auto":
+        raise RequestError(f'normalize is {request["normalize"]!r}; True, False or "auto" belongs there')
+    _check_count("dimensions", request["dimensions"])
+    if request["prompt"] is not None and not isinstance(request["prompt"], str):
+        raise RequestError(f"prompt is a {type(request['prompt']).__name__}; a string or None belongs there")
+    _check_length(request)
+
+
+def _check_hidden_states(request: dict[str, object]) -> None:
+    if request["output"] not in OUTPUTS:
+        raise RequestError(f'output is {request["output"]!r}; "all", "first", "last" or "mean" belongs there')
+    _check_length(request)
+
+
+def _check_length(request: dict[str, object]) -> None:
+    if request["truncate"] is not True and request["truncate"] != "error":
+        raise RequestError(f'truncate is {request["truncate"]!r}; True or "error" belongs there')
+    _check_count("max_length", request["max_length"])
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
+
+
+def _check_model(model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object]) -> Located:
+    """The model, with what its files look like. A folder that this machine does not have is left to the workers."""
+    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
+        raise ConfigError(f"model is {model!r}; {FORMS} belongs there")
+    with ignore_keys_of_session():
+        located, folder = describe(resolve(model))
+        if folder is None:
+            return located
+        checkpoint = Checkpoint.open(folder, weights=located.with_weights)
+        _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
+        engine_options(**engine, config=checkpoint.config)
+    positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
+    length, dimensions = request["max_length"], request.get("dimensions")
+    if length and type(positions) is int and length > positions:
+        raise RequestError(
+            f"max_length is {length}; the model has {positions} positions, so 1 to {positions} belongs there"
+        )
+    if not dimensions or type(width) is not int:
+        return located
+    modes = checkpoint.sentence.pooling
+    if request["pooling"] != "auto":
+        modes = pooling_modes(request["pooling"], "embed_udf")
+    if dimensions > width * len(modes):
+        width *= len(modes)
+        raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
+    return located

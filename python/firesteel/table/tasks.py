@@ -1,0 +1,112 @@
+"""What a job asks of the engine for a slice of rows, and what it makes of the answer. One class a task:
+
+start   columns of a slice           -> Pending, and the faults known without the engine
+wait    Pending, rows that have one  -> what array() takes, faults
+array   that, rows to fill           -> Arrow array of results, a row each
+
+cost    bytes of the results of such columns, about; exact once the request is made: held
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from .._core import RequestError
+from ..engine.engine import Engine, Pending
+from . import columns
+from .job import Job
+
+Columns = Sequence[pa.Array]
+States = tuple[np.ndarray, np.ndarray]  # float32 [T, D], int64 [rows + 1]
+
+
+class Embed:
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self._engine = engine
+        self._options = dict(job.request)
+        self._row_bytes = 4 * engine.dimension(self._options["pooling"], self._options["dimensions"])
+        self.limit: int = self._options["max_length"] or engine.settings["max_length"]  # tokens that fill a row
+
+    def cost(self, given: Columns) -> int:
+        return self._row_bytes * len(given[0])
+
+    def held(self, pending: Pending) -> int:
+        return self._row_bytes * len(pending.tokens)
+
+    def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
+        rows, faults = columns.rows_of(given[0])
+        return self._engine.start_embed(rows, **self._options), faults
+
+    def wait(self, pending: Pending, good: np.ndarray) -> tuple[np.ndarray, list[columns.RowError]]:
+        return pending.result()
+
+    def array(self, matrix: np.ndarray, good: np.ndarray) -> pa.Array:
+        return columns.vectors(matrix, good)
+
+
+class HiddenStates:
+    """Rows, and targets where there are two columns; the result has the tokens of the last one."""
+
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self._engine = engine
+        self._options = dict(job.request)
+        self._output = self._options.pop("output")
+        settings = engine.settings
+        self._width: int = settings["width"]
+        self.limit: int = self._options["max_length"] or settings["max_length"]
+
+    def cost(self, given: Columns) -> int:
+        return 4 * self._width * columns.tokens_of(given[-1])
+
+    def held(self, pending: Pending) -> int:
+        return 4 * self._width * int(pending.tokens.sum())
+
+    def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
+        if len(given) > 1 and columns.holds_texts(given[1]):
+            raise RequestError(
+                "the targets are string; array<int> (token ids) or array<array<float>> (features) belongs there"
+            )
+        (rows, faults), *targets = [self._side(array) for array in given]
+        said = {row for row, _, _ in faults}
+        for _, more in targets:
+            faults += [(row, code, f"of its targets, {sentence}") for row, code, sentence in more if row not in said]
+        return self._engine.start_hidden_states(rows, *(side for side, _ in targets), **self._options), faults
+
+    def _side(self, array: pa.Array) -> tuple[object, list[columns.RowError]]:
+        if columns.holds_features(array):
+            return columns.features(array, self._width)
+        return columns.rows_of(array)
+
+    def wait(self, pending: Pending, good: np.ndarray) -> tuple[States, list[columns.RowError]]:
+        flat, offsets, errors = pending.flat_result()
+        if self._output != "all":
+            empty = good & (np.diff(offsets) == 0)
+            empty[[row for row, _, _ in errors]] = False
+            none = f'the row has no tokens, and so no result for output="{self._output}"'
+            errors = errors + [(row, "SCHEMA", none) for row in np.flatnonzero(empty).tolist()]
+        return (flat, offsets), errors
+
+    def array(self, states: States, good: np.ndarray) -> pa.Array:
+        if self._output == "all":
+            return columns.states(*states, good)
+        return columns.vectors(_one_a_row(*states, self._output), good)
+
+
+def _one_a_row(flat: np.ndarray, offsets: np.ndarray, which: str) -> np.ndarray:
+    """float32 [rows, D]: the first or last token of each row, or the mean of all, NaN where it has none."""
+    made = np.full((len(offsets) - 1, flat.shape[1]), np.nan, np.float32)
+    there = np.diff(offsets) > 0
+    first, behind = offsets[:-1][there], offsets[1:][there]
+    if which == "first":
+        made[there] = flat[first]
+    elif which == "last":
+        made[there] = flat[behind - 1]
+    elif len(first):  # one token after the other, in fp64: the same bits whatever else is in the slice
+        made[there] = np.add.reduceat(flat, first, axis=0, dtype=np.float64) / (behind - first)[:, None]
+    return made
+
+
+TASKS: dict[str, type[Embed] | type[HiddenStates]] = {"embed": Embed, "hidden_states": HiddenStates}
