@@ -21,8 +21,9 @@ import numpy as np
 
 from .. import _core
 from .._core import ConfigError, Error, RequestError
-from ..model.checkpoint import Checkpoint, pooling_modes
+from ..model.checkpoint import Checkpoint
 from ..model.locate import find
+from ..model.sentence import pooling_modes
 from ..model.tokenizer import RowError, Tokenizer, set_threads
 from .claims import Claim, open_engine
 from .options import engine_options

@@ -27,7 +27,9 @@ from types import ModuleType
 
 from .._core import CheckpointError, ConfigError
 from . import node_cache
-from .checkpoint import INDEX, NAMES_READ, files_read, path_of
+from .checkpoint import NAMES_READ, TOKENIZER_FILES, files_read
+from .files import absolute, exists, opened, path_of, there, unreadable
+from .safetensors import INDEX
 
 FORMS = 'a folder, "dbfs:/...", "models:/name/version" or a hub id "org/name@revision"'
 SAMPLES = 16  # blocks of a file of weights that are looked at: models of one shape have one header
@@ -75,8 +77,8 @@ def resolve(model: str | os.PathLike[str]) -> Located:
         return Located(path if path.startswith("/Volumes/") else f"/dbfs{path}")
     if given.startswith("models:"):
         return _resolve_mlflow(given)
-    path = os.path.abspath(os.path.expanduser(given))
-    if os.path.exists(path):
+    path = absolute(given)
+    if exists(path):
         return Located(path)
     if re.match(r"[A-Za-z][\w+.-]*:/", given):
         raise CheckpointError(f"{given}: cannot be opened; {FORMS} can be: copy the model to a folder")
@@ -130,7 +132,7 @@ def _seen_here(located: Located) -> str | None:
     if kind == "mlflow":
         copy = node_cache.kept(_mlflow_key(located))
         return _model_inside(copy, located.name) if copy else None
-    return located.name if os.path.exists(located.name) else None
+    return located.name if exists(located.name) else None
 
 
 # --- the same files everywhere ----------------------------------------------------------------------------------------
@@ -159,8 +161,8 @@ def _is_snapshot(folder: str) -> bool:
 
 def _digest(path: str) -> str:
     made = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
+    with opened(path) as file:
+        try:
             size = os.fstat(file.fileno()).st_size
             if not path.endswith(".safetensors"):
                 for block in iter(lambda: file.read(1 << 20), b""):
@@ -172,8 +174,8 @@ def _digest(path: str) -> str:
                 for number in range(SAMPLES):
                     file.seek(8 + length + max(0, size - 8 - length - SAMPLE_BYTES) * number // (SAMPLES - 1))
                     made.update(file.read(SAMPLE_BYTES))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        except OSError as error:
+            raise CheckpointError(unreadable(path, error)) from None
     return made.hexdigest()[:16]
 
 
@@ -200,7 +202,7 @@ def _path_in(name: str, file: str) -> str:
 
 
 def _still_there(located: Located) -> None:
-    if node_cache.network_mount(located.name) is None and not os.path.exists(located.name):
+    if node_cache.network_mount(located.name) is None and not exists(located.name):
         raise CheckpointError(
             f"{located.name}: no such folder; the driver saw it when the column function was made: it was moved or "
             f"removed since, or this node does not have it"
@@ -222,7 +224,7 @@ def _fetch_hub(located: Located) -> str:
     with suppress(CheckpointError):  # it is not here, or parts of it
         folder = _snapshot(*asked, _SMALL, local_files_only=True)
         files_read(folder)
-        if all(os.path.exists(os.path.join(folder, name)) for name, _ in located.files):
+        if all(there(os.path.join(folder, name)) for name, _ in located.files):
             return folder
     folder = _snapshot(*asked, [*_SMALL, *_WEIGHTS])
     try:
@@ -356,8 +358,8 @@ def _is_model(folder: str) -> bool:
 def _join_tokenizer(model: str) -> None:
     """MLflow's transformers flavour puts the tokenizer into another folder than the model."""
     apart = os.path.join(os.path.dirname(model), "components", "tokenizer")
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        if os.path.isfile(os.path.join(apart, name)) and not os.path.exists(os.path.join(model, name)):
+    for name in TOKENIZER_FILES:
+        if there(os.path.join(apart, name)) and not there(os.path.join(model, name)):
             os.rename(os.path.join(apart, name), os.path.join(model, name))
 
 

@@ -34,6 +34,7 @@ from .._core import CheckpointError, ConfigError
 from ..host.locks import try_lock, unlock
 from ..host.settings import number
 from .checkpoint import files_read
+from .files import folder_there, opened, unreadable
 
 PATIENCE = 120.0  # seconds in which nothing may move on a mount or in another process' copy
 POLL = 0.05
@@ -95,7 +96,7 @@ def near(folder: str) -> str:
 
 def _look(folder: str, progress: Progress) -> Looks:
     """The files that a model is made of."""
-    if not os.path.isdir(folder):
+    if not folder_there(folder):
         raise CheckpointError(f"{folder}: no such folder; give the folder that holds config.json and *.safetensors")
     progress.add(1)
     looks = {}
@@ -109,7 +110,7 @@ def size_and_time(path: str) -> tuple[int, int]:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(unreadable(path, error)) from None
     return found.st_size, found.st_mtime_ns
 
 
@@ -148,15 +149,11 @@ def _copy(folder: str, looks: Looks, into: str, progress: Progress) -> None:
 
 
 def _copy_range(source: str, target: str, begin: int, end: int, progress: Progress) -> None:
-    try:
-        read = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from None
-    try:
+    with opened(source) as file:
         write = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
         try:
             while begin < end:
-                data = _read(source, read, min(CHUNK_BYTES, end - begin), begin)
+                data = _read(source, file.fileno(), min(CHUNK_BYTES, end - begin), begin)
                 begin += len(data)
                 at = begin - len(data)
                 while at < begin:
@@ -164,15 +161,13 @@ def _copy_range(source: str, target: str, begin: int, end: int, progress: Progre
                 progress.add(len(data))
         finally:
             os.close(write)
-    finally:
-        os.close(read)
 
 
 def _read(source: str, file: int, count: int, at: int) -> bytes:
     try:
         data = os.pread(file, count, at)
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(unreadable(source, error)) from None
     if not data:
         raise CheckpointError(f"{source}: ends at byte {at} while it is copied; run again when nobody writes to it")
     return data

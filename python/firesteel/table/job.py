@@ -17,8 +17,9 @@ from .. import _core
 from .._core import ConfigError, RequestError
 from ..engine.options import engine_options
 from ..host.settings import ignore_keys_of_session
-from ..model.checkpoint import Checkpoint, pooling_modes
+from ..model.checkpoint import Checkpoint
 from ..model.locate import FORMS, Located, describe, resolve
+from ..model.sentence import pooling_modes
 
 OUTPUTS = ("all", "first", "last", "mean")
 ON_ERROR = ("fail", "null")

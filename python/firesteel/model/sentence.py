@@ -1,0 +1,223 @@
+"""What sentence-transformers says of a folder: modules.json and the settings beside it -> how a vector is made.
+
+    Transformer -> hidden states      sentence_bert_config.json in its folder: the length, lower case
+    Pooling     -> one vector         config.json in its folder
+    Normalize   -> of length 1        a second one changes nothing
+    Dropout                           changes nothing where nothing is trained
+
+A chain of other modules, and a key that may change the mathematics, is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from .._core import CheckpointError, ConfigError
+from .files import content, folder_there, inside, optional_json, parsed, read_json, some, there
+
+# Of the Transformer module, in its folder: the first of these names that says anything.
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Pooling, in the words of sentence-transformers and in ours; several are concatenated in the order given, the old
+# booleans in the order of this table (theirs).
+POOLINGS = {
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+    "lasttoken": "lasttoken",
+}
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
+# Keys of sentence_bert_config.json that say nothing new while they hold one of these values.
+_TRANSFORMER_NEUTRAL = {
+    "transformer_task": (None, "feature-extraction"),
+    "modality_config": (None, {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}),
+    "module_output_name": (None, "token_embeddings"),
+    "unpad_inputs": (None, True, False),
+    **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"), (None,)),
+    **dict.fromkeys(("model_args", "tokenizer_args", "config_args", "processing_kwargs"), (None, {})),
+    **dict.fromkeys(("model_kwargs", "processor_kwargs", "config_kwargs"), (None, {})),
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """How a folder of sentence-transformers turns hidden states into one vector; the defaults are a bare model's."""
+
+    pooling: tuple[str, ...] = ("mean",)
+    normalize: bool = False
+    include_prompt: bool = True  # False: a prompt's tokens are left out of the pooling
+    max_length: int | None = None  # tokens of a row, special ones included; None: the model's positions
+    do_lower_case: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    truncate_dim: int | None = None
+
+
+class Module(NamedTuple):
+    kind: str  # "Transformer", "Pooling", ...: the class, without its package, which moved from release to release
+    folder: str  # absolute
+
+
+def read_modules(root: str) -> list[Module]:
+    """The modules that modules.json lists; empty where there is none.
+
+    Raises CheckpointError where it is damaged, ConfigError for modules, or an order of them, that do not run here.
+    """
+    path = os.path.join(root, "modules.json")
+    if not there(path):
+        return []
+    listed = parsed(content(path), path)
+    if not isinstance(listed, list) or not listed or not all(isinstance(module, dict) for module in listed):
+        raise CheckpointError(f'{path}: an array of modules ({{"type", "path"}}) belongs there')
+    modules = []
+    for module in listed:
+        kind = module.get("type")
+        if not isinstance(kind, str) or not isinstance(module.get("path"), str):
+            raise CheckpointError(f"{path}: module {module!r} has no type or no path")
+        package, _, name = kind.rpartition(".")
+        if name not in _MODULES or package.partition(".")[0] != "sentence_transformers":
+            raise ConfigError(
+                f"{path}: module {kind} is not understood; known are sentence-transformers' {', '.join(_MODULES)}"
+            )
+        modules.append(Module(name, inside(root, module["path"], "modules.json")))
+        folder_there(modules[-1].folder)  # a file in its place is an error; of modules without settings none need be
+    order = [module.kind for module in modules]
+    if order[:2] != ["Transformer", "Pooling"] or not set(order[2:]) <= {"Normalize", "Dropout"}:
+        raise ConfigError(
+            f"{path}: the modules are {', '.join(order)}; only Transformer, Pooling and then Normalize or Dropout run"
+        )
+    return modules
+
+
+def read_sentence(
+    root: str,
+    folder: str,
+    modules: list[Module],
+    config: Mapping[str, object],
+    tokenizer_config: Mapping[str, object],
+) -> Sentence:
+    """What the settings say together; `folder` is the Transformer's. Raises CheckpointError and ConfigError."""
+    # Newer releases of sentence-transformers keep the length with the tokenizer; "no limit" is 1e30 there.
+    length = tokenizer_config.get("model_max_length")
+    length = int(length) if type(length) in (int, float) and 0 < length < 2**31 else None
+    if not modules:
+        return Sentence(max_length=length)
+
+    path, transformer = _transformer(folder)
+    _expect_known(path, transformer, ("max_seq_length", "do_lower_case"), _TRANSFORMER_NEUTRAL)
+    length = _optional_int(path, transformer, "max_seq_length") or length
+    lower = _flag(path, transformer, "do_lower_case")
+
+    pooling, include_prompt = _pooling(os.path.join(modules[1].folder, "config.json"), config)
+    for module in modules[2:]:
+        path = os.path.join(module.folder, "config.json")
+        if module.kind == "Normalize":
+            neutral = dict.fromkeys(("module_input_name", "module_output_name"), (None, "sentence_embedding"))
+            _expect_known(path, optional_json(path), (), neutral)
+        else:
+            _expect_known(path, optional_json(path), ("dropout",), {})
+
+    path = os.path.join(root, "config_sentence_transformers.json")
+    settings = optional_json(path)
+    known = ("__version__", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
+    _expect_known(path, settings, known, {"model_type": (None, "SentenceTransformer")})
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise CheckpointError(f"{path}: prompts is no object from names to strings")
+    default = settings.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise ConfigError(f"{path}: default_prompt_name is {default!r}; the prompts are {some(prompts) or 'none'}")
+    return Sentence(
+        pooling=pooling,
+        normalize=any(module.kind == "Normalize" for module in modules),
+        include_prompt=include_prompt,
+        max_length=length,
+        do_lower_case=lower,
+        prompts={name: text or "" for name, text in prompts.items()},
+        default_prompt_name=default,
+        truncate_dim=_optional_int(path, settings, "truncate_dim"),
+    )
+
+
+def _transformer(folder: str) -> tuple[str, dict[str, object]]:
+    """The settings of the Transformer module, and their file."""
+    for name in TRANSFORMER_SETTINGS:
+        path = os.path.join(folder, name)
+        if settings := optional_json(path):
+            return path, settings
+    return folder, {}
+
+
+def _pooling(path: str, config: Mapping[str, object]) -> tuple[tuple[str, ...], bool]:
+    """(modes, include_prompt) of a Pooling module, in the old spelling (one boolean a mode) or the new."""
+    if not there(path):
+        raise CheckpointError(f"{path}: is missing, but modules.json names its folder as the Pooling module")
+    pooling = read_json(path)
+    width_keys = ("embedding_dimension", "word_embedding_dimension")
+    _expect_known(path, pooling, ("pooling_mode", "include_prompt", *width_keys, *_POOLING_FLAGS), {})
+    for key in width_keys:
+        if key in pooling and "hidden_size" in config and pooling[key] != config["hidden_size"]:
+            raise ConfigError(
+                f"{path}: {key} is {pooling[key]!r}, but the model's hidden_size is {config['hidden_size']!r}"
+            )
+    modes = pooling.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _POOLING_FLAGS.items() if _flag(path, pooling, key)] or ["mean"]
+    elif isinstance(modes, str):
+        modes = [modes]
+    return pooling_modes(modes, path), _flag(path, pooling, "include_prompt", True)
+
+
+def pooling_modes(modes: object, said_by: str) -> tuple[str, ...]:
+    """The names the engine knows for one or several pooling modes."""
+    listed = [modes] if isinstance(modes, str) else modes
+    known = {**POOLINGS, "mean_sqrt_len": "mean_sqrt_len"}
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise ConfigError(f"{said_by}: pooling is {modes!r}; a mode or a list of modes belongs there")
+    wrong = [mode for mode in listed if not isinstance(mode, str) or mode not in known]
+    if wrong:
+        raise ConfigError(f"{said_by}: pooling {some(wrong)} is not known; known are {', '.join(POOLINGS)}")
+    return tuple(known[mode] for mode in listed)
+
+
+def _expect_known(
+    path: str, settings: Mapping[str, object], known: tuple[str, ...], neutral: Mapping[str, tuple[object, ...]]
+) -> None:
+    """A key that may change the mathematics and is not understood is an error, unless the user knows better."""
+    ignored = os.environ.get("FIRESTEEL_IGNORE_KEYS", "").replace(" ", "").split(",")
+    for key, value in settings.items():
+        if key in known or key in ignored or (key in neutral and value in neutral[key]):
+            continue
+        raise ConfigError(
+            f"{path}: {key} = {json.dumps(value)} is not supported; if it is harmless, set FIRESTEEL_IGNORE_KEYS={key}"
+        )
+
+
+def _optional_int(path: str, settings: Mapping[str, object], key: str) -> int | None:
+    value = settings.get(key)
+    if value is None or (type(value) is int and 0 < value < 2**31):
+        return value
+    raise ConfigError(f"{path}: {key} is {value!r}; a positive whole number or null belongs there")
+
+
+def _flag(path: str, settings: Mapping[str, object], key: str, default: bool = False) -> bool:
+    value = settings.get(key, default)
+    if value is None or isinstance(value, bool) or (type(value) is int and value in (0, 1)):
+        return bool(value)
+    raise ConfigError(f"{path}: {key} is {value!r}; true or false belongs there")
