@@ -9,6 +9,7 @@ FUZZ_SECONDS ?= 600
 CHAOS_ROUNDS ?= 200
 SPARK_ROUNDS ?= 5
 BENCH_FLAGS  ?=
+PAIRED_FLAGS ?=
 # Whose wheels make wheelhouse collects, and a file of what `pip freeze` says there.
 CLUSTER_PYTHON ?= 3.11
 CLUSTER_PINS   ?=
@@ -32,7 +33,7 @@ PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
-.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark
+.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark paired
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
@@ -41,6 +42,7 @@ help:
 	@echo 'make test            all tests that need no torch'
 	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
 	@echo 'make bench           firesteel beside its peers, one JSON line a result (BENCH_FLAGS=--save keeps them)'
+	@echo 'make paired BASE=... is HEAD (or HEAD=...) slower than that commit? (PAIRED_FLAGS: see benchmarks/README.md)'
 	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
 	@echo 'make fuzz            ten minutes of fuzzing each of checkpoints and manager (FUZZ_SECONDS=...); fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
@@ -76,6 +78,10 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(REFERENCE)/bin/python benchmarks/placement.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/manager.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
+
+paired: $(VENV)/.demo
+	@[ -n '$(BASE)' ] || { echo 'name the commit to compare with: make paired BASE=...' >&2; exit 2; }
+	@$(PY) benchmarks/paired.py '$(BASE)' '$(or $(HEAD),HEAD)' $(PAIRED_FLAGS)
 
 sanitize:
 	@$(MAKE) -C tests/c -j$$(nproc) asan
