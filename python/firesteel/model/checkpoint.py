@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass
 
 from .._core import CheckpointError
-from .files import absolute, exists, folder_there, listing, optional_json, path_of, read_json, there
+from . import kinds
+from .files import absolute, exists, folder_there, optional_json, path_of, read_json, there
 from .safetensors import INDEX, Tensor, has_weights, read_tensors, weight_files
 from .sentence import TRANSFORMER_SETTINGS, Sentence, read_modules, read_sentence
 
@@ -57,7 +58,7 @@ class Checkpoint:
         modules = read_modules(root)
         folder = modules[0].folder if modules else root
         config = _config(folder)
-        files, tensors = read_tensors(folder) if weights or has_weights(folder) else ([], [])
+        files, tensors = read_tensors(folder, config) if weights or has_weights(folder) else ([], [])
         found = [path for path in (os.path.join(folder, name) for name in NAMES_READ) if there(path)]
         tokenizer_config = optional_json(os.path.join(folder, "tokenizer_config.json"))
         names = (os.path.join(folder, name) for name in ("tokenizer.json", "vocab.txt"))
@@ -80,7 +81,8 @@ def config_and_tensors(model: str | os.PathLike[str]) -> tuple[dict[str, object]
     root = _model_folder(model)
     modules = read_modules(root)
     folder = modules[0].folder if modules else root
-    return _config(folder), read_tensors(folder)[1] if has_weights(folder) else []
+    config = _config(folder)
+    return config, read_tensors(folder, config)[1] if has_weights(folder) else []
 
 
 def files_read(model: str | os.PathLike[str], weights: bool = True) -> list[str]:
@@ -92,9 +94,9 @@ def files_read(model: str | os.PathLike[str], weights: bool = True) -> list[str]
     """
     root = _model_folder(model)
     folders = [module.folder for module in read_modules(root)] or [root]
-    _config(folders[0])
+    config = _config(folders[0])
     paths = [os.path.join(folder, name) for folder in dict.fromkeys([root, *folders]) for name in NAMES_READ]
-    files, where = weight_files(folders[0]) if weights or has_weights(folders[0]) else ([], None)
+    files, where = weight_files(folders[0], config) if weights or has_weights(folders[0]) else ([], None)
     if where is not None:
         paths.append(os.path.join(folders[0], INDEX))
     return [os.path.relpath(path, root) for path in [*filter(there, paths), *files]]
@@ -109,17 +111,17 @@ def _model_folder(model: str | os.PathLike[str]) -> str:
     if not exists(folder):
         raise CheckpointError(f"{given}: no such folder; give the folder that holds config.json and *.safetensors")
     if os.path.isfile(folder):
-        raise CheckpointError(f"{given}: is a file; give the folder that holds config.json and *.safetensors")
+        raise CheckpointError(kinds.of_file(given, folder))
     folder_there(folder)
     return folder
 
 
 def _config(folder: str) -> dict[str, object]:
+    """Its config.json. Raises CheckpointError and ConfigError where the folder is of a kind that does not run here."""
     path = os.path.join(folder, "config.json")
+    kinds.check_adapter(folder)
     if not there(path):
-        raise CheckpointError(f"{folder}: not a model folder, config.json is missing; found {listing(folder)}")
+        raise CheckpointError(kinds.without_config(folder))
     config = read_json(path)
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or not kind:
-        raise CheckpointError(f'{path}: has no model_type, so the architecture is unknown; add it ("bert", ...)')
+    kinds.check_type(path, config)
     return config

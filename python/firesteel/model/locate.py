@@ -37,7 +37,13 @@ SAMPLE_BYTES = 4096
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _MODELS = re.compile(r"models:/+([^/@]+)(?:/([^/@]+)|@([^/@]+))?")
-_SMALL = [*NAMES_READ, INDEX, "[0-9]*_*/*.json", "[0-9]*_*/vocab.txt"]  # of a hub's repository: all but weights
+_SMALL = [
+    *NAMES_READ,
+    "adapter_config.json",
+    INDEX,
+    "[0-9]*_*/*.json",
+    "[0-9]*_*/vocab.txt",
+]  # of a hub's repository: all but weights
 _WEIGHTS = ["model.safetensors", "model-*.safetensors", "[0-9]*_*/model*.safetensors"]
 
 

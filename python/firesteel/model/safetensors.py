@@ -10,13 +10,14 @@ and every number of its header is checked against the file. The data is not touc
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from .._core import CheckpointError
+from . import kinds
 from .files import (
     JSON_LIMIT,
     inside,
     kind_of,
-    listing,
     names_in,
     opened,
     parsed,
@@ -38,30 +39,24 @@ _BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6},
 }
 INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_NO_MODEL = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "rng_state.pth")
 
 
 def has_weights(folder: str) -> bool:
     return any(name.endswith(".safetensors") for name in names_in(folder))
 
 
-def weight_files(folder: str) -> tuple[list[str], dict[str, str] | None]:
-    """The files of weights, and where they are shards, which of them holds which tensor."""
+def weight_files(folder: str, config: Mapping[str, object]) -> tuple[list[str], dict[str, str] | None]:
+    """The files of weights, and where they are shards, which of them holds which tensor.
+
+    Raises CheckpointError, which says what lies in the folder instead, where there are none.
+    """
     single = os.path.join(folder, "model.safetensors")
     index = os.path.join(folder, INDEX)
     if there(single):
         return [single], None
     if there(index):
         return _shards(folder, index)
-    pickles = [name for name in names_in(folder) if name.endswith(_PICKLES) and name not in _NO_MODEL]
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: has only {some(pickles)}; pickles can run code when they are read and are refused; convert "
-            f'once: python -c "from transformers import AutoModel as M; p = {folder!r}; '
-            f'M.from_pretrained(p).save_pretrained(p)"'
-        )
-    raise CheckpointError(f"{folder}: model.safetensors is missing; found {listing(folder)}")
+    raise CheckpointError(kinds.without_weights(folder, config))
 
 
 def _shards(folder: str, index: str) -> tuple[list[str], dict[str, str]]:
@@ -76,8 +71,9 @@ def _shards(folder: str, index: str) -> tuple[list[str], dict[str, str]]:
     return files, where
 
 
-def read_tensors(folder: str) -> tuple[list[str], list[Tensor]]:
-    files, where = weight_files(folder)
+def read_tensors(folder: str, config: Mapping[str, object]) -> tuple[list[str], list[Tensor]]:
+    """The files of weights, and the tensors in them. Raises CheckpointError where they do not agree."""
+    files, where = weight_files(folder, config)
     if where is None:
         return files, read_header(files[0], 0)
     index = os.path.join(folder, INDEX)
