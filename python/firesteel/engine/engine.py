@@ -22,6 +22,7 @@ import numpy as np
 from .. import _core
 from .._core import ConfigError, Error, RequestError
 from ..model.checkpoint import Checkpoint
+from ..model.heads import warn_of_head
 from ..model.locate import find
 from ..model.sentence import pooling_modes
 from ..model.tokenizer import RowError, Tokenizer, set_threads
@@ -326,6 +327,8 @@ class Engine:
         texts = hold_texts(rows)
         if task == "hidden_states":
             targets = self._checked_targets(targets, len(rows))
+        else:
+            warn_of_head(self._checkpoint.folder, self._checkpoint.head)
         if texts and self._rows == "features":
             raise RequestError(f"the rows are texts; the model takes features, numbers [tokens, {self._width}]")
         if texts:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from .._core import CheckpointError
 from . import kinds
 from .files import absolute, exists, folder_there, optional_json, path_of, read_json, there
+from .heads import head_of
 from .safetensors import INDEX, Tensor, has_weights, read_tensors, weight_files
 from .sentence import TRANSFORMER_SETTINGS, Sentence, read_modules, read_sentence
 
@@ -46,6 +47,7 @@ class Checkpoint:
     tokenizer_file: str | None  # tokenizer.json, else vocab.txt, else None
     tokenizer_config: dict[str, object]
     sentence: Sentence
+    head: str | None = None  # a classifier's or such, by name; None: there is none
 
     @staticmethod
     def open(model: str | os.PathLike[str], weights: bool = True) -> Checkpoint:
@@ -70,6 +72,7 @@ class Checkpoint:
             tokenizer_file=next((name for name in names if name in found), None),
             tokenizer_config=tokenizer_config,
             sentence=read_sentence(root, folder, modules, config, tokenizer_config),
+            head=head_of(config, (tensor[0] for tensor in tensors)),
         )
 
 

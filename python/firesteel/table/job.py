@@ -18,6 +18,7 @@ from .._core import ConfigError, RequestError
 from ..engine.options import engine_options
 from ..host.settings import ignore_keys_of_session
 from ..model.checkpoint import Checkpoint
+from ..model.heads import warn_of_head
 from ..model.locate import FORMS, Located, describe, resolve
 from ..model.sentence import pooling_modes
 
@@ -154,6 +155,8 @@ def _check_model(model: str | os.PathLike[str], request: dict[str, object], engi
         checkpoint = Checkpoint.open(folder, weights=located.with_weights)
         _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
         engine_options(**engine, config=checkpoint.config)
+    if "pooling" in request:
+        warn_of_head(checkpoint.folder, checkpoint.head)
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
     length, dimensions = request["max_length"], request.get("dimensions")
     if length and type(positions) is int and length > positions:
