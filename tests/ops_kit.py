@@ -6,15 +6,18 @@ conftest.py has the fixtures: `shim`, the library, and `software_gpu`, the drive
 from __future__ import annotations
 
 import ctypes as C
+import hashlib
 import itertools
 import math
 import os
 import re
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from softcuda.build import alone
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS_H = (ROOT / "csrc/backends/ops.h").read_text()
@@ -81,12 +84,17 @@ def image_flags(folder: Path) -> list[str]:
     return [f'-DFS_CUDA_IMAGES="{folder}"']
 
 
-def build_shim(folder: Path) -> C.CDLL:
-    """tests/c/ops_shim.c with csrc/base and csrc/backends, as a library."""
-    cc = os.environ.get("CC", "cc")
-    images = image_flags(folder)
-    sources = [p for room in ("base", "backends") for p in sorted((ROOT / "csrc" / room).rglob("*.c"))]
-    sources.append(ROOT / "tests/c/ops_shim.c")
+def compiled(place: Path, images: list[str]) -> Path:
+    """The library in a folder of `place` named after all that it is made of. What was made of other things goes."""
+    cc, used = os.environ.get("CC", "cc"), [ROOT / "tests/c/ops_shim.c"]
+    used += [path for room in ("base", "backends") for path in sorted((ROOT / "csrc" / room).rglob("*.*"))]
+    sha = hashlib.sha256(repr((cc, CFLAGS, images)).encode())
+    for path in used:
+        sha.update(path.read_bytes())
+    folder = place / f"shim-{sha.hexdigest()[:16]}"
+    library = folder / "ops_shim.so"
+    if library.exists():
+        return library
 
     def build(source: Path) -> str:
         obj = folder / ("_".join(source.relative_to(ROOT).parts) + ".o")
@@ -95,13 +103,21 @@ def build_shim(folder: Path) -> C.CDLL:
         assert not done.returncode, f"{source} does not compile:\n{done.stderr[-4000:]}"
         return str(obj)
 
+    for old in place.glob("shim-*"):
+        shutil.rmtree(old)
+    folder.mkdir()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(build, sources))
-    library = folder / "ops_shim.so"
-    done = subprocess.run(
-        [cc, "-shared", *objects, "-o", library, "-pthread", "-lm", "-ldl"], capture_output=True, text=True
-    )
+        objects = list(pool.map(build, [path for path in used if path.suffix == ".c"]))
+    command = [cc, "-shared", *objects, "-o", folder / "linked", "-pthread", "-lm", "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr[-4000:]
+    return (folder / "linked").rename(library)
+
+
+def build_shim(place: Path) -> C.CDLL:
+    """tests/c/ops_shim.c with csrc/base and csrc/backends, as a library: made once of one content, whoever asks."""
+    with alone(place):
+        library = compiled(place, image_flags(place))
     lib = C.CDLL(str(library))
     for name in ("shim_error", "shim_path", "shim_trace", "shim_numerics"):
         getattr(lib, name).restype = C.c_char_p

@@ -23,6 +23,8 @@ from firesteel.commands import doctor
 from firesteel.engine import claims
 from firesteel.host.processes import Process, look_up
 
+pytestmark = pytest.mark.serial
+
 HERE = Path(__file__).parent
 MIB = 1 << 20
 FITS_ONE, FITS_BOTH = 64 * MIB + 17_000_000, 64 * MIB + 60_000_000  # the engine leaves 64 MiB alone
@@ -93,7 +95,7 @@ class Child:
 
     def end(self) -> str:
         """What it wrote to stderr."""
-        return self.process.communicate(timeout=30)[1]
+        return self.process.communicate(timeout=120)[1]
 
 
 @pytest.fixture
@@ -172,7 +174,7 @@ def test_two_that_fit_both_open(start, place):
 
 
 def until(happens) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not happens():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -366,7 +368,7 @@ with claims._locks(claims._directory(), {sys.argv[1]: "cuda:0"}):
         child = start(patience=0.7)
         began = time.monotonic()
         child.say("cuda:0")
-        assert 0.6 < child.opened()[1] - began < 10
+        assert 0.6 < child.opened()[1] - began < 19  # not the 20 s of a patient one
         child.say("cuda:1")
         child.opened()
         said = child.end()

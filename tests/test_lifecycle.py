@@ -22,10 +22,12 @@ from firesteel.host.processes import Process, find_jvm, look_up
 from firesteel.manager import lifecycle, process
 from firesteel.manager.lifecycle import find_place, identity, reach
 
+pytestmark = pytest.mark.serial
+
 ROOT = Path(__file__).parent.parent
 KIT = Path(__file__).parent / "lifecycle_kit.py"
 ECHO = "lifecycle_kit:Echo"
-PATIENCE = 20.0  # for what happens at once on a machine that is not busy
+PATIENCE = 60.0  # for what happens at once on a machine that is not busy
 
 
 def until(happens, seconds: float = PATIENCE):
@@ -292,7 +294,7 @@ def test_it_ends_after_idle_ttl_without_clients(home):
     time.sleep(0.5 + 3 * process.TICK)
     assert not gone(pid), "a client is connected"
     connection.close()
-    assert until(lambda: gone(pid), 10)
+    assert until(lambda: gone(pid))
     assert "no client for 0.5 s" in Path(find_place().log).read_text()
 
 
@@ -316,7 +318,7 @@ def test_device_memory_is_given_up_once_until_there_are_rows_again(home, monkeyp
     for _ in range(12):  # rows, for longer than two ticks
         connection.send(b"row")
         time.sleep(0.1)
-    assert until(lambda: unloads.read_text() == "unload\n" * 2, 5)
+    assert until(lambda: unloads.read_text() == "unload\n" * 2)
     connection.close()
 
 
@@ -372,7 +374,7 @@ def test_a_start_is_given_up_when_nothing_moves(home, monkeypatch):
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
         reach(1.5, service="lifecycle_kit:Hanging")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < PATIENCE
     (pid,) = managers(home)
     says(error, "no progress for 1.5 s", f"process {pid})", "timeout=", "manager=False")
     os.kill(pid, signal.SIGKILL)
@@ -384,7 +386,7 @@ def test_a_lock_whose_holder_never_listens_is_not_waited_for_for_ever(home):
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
         reach(1.5, service=ECHO)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < PATIENCE
     says(error, "no progress for 1.5 s")
     unlock(held)
     connect()[0].close()

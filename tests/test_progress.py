@@ -22,6 +22,8 @@ from firesteel.spark._progress.totals import Totals
 from firesteel.table import counters, stream
 from firesteel.table.job import embed_job
 
+pytestmark = pytest.mark.serial
+
 
 @pytest.fixture
 def totals():
@@ -45,8 +47,8 @@ def message(**more: object) -> dict[str, object]:
 
 
 def call(listener: Listener) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", listener.port), timeout=5)
-    made.settimeout(5)
+    made = socket.create_connection(("127.0.0.1", listener.port), timeout=30)
+    made.settimeout(30)
     return made
 
 
@@ -139,7 +141,7 @@ def test_slow_ones_do_not_keep_tasks_out(listener, totals, monkeypatch):
     slow = [call(listener) for _ in range(20)]
     with call(listener) as task:
         task.sendall(listener.token.encode() + b"\n" + lines(message()))
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not totals.stages and time.monotonic() < until:
             listener.turn(0.05)
             assert len(listener._peers) <= 8
@@ -278,7 +280,7 @@ def test_a_driver_that_does_not_read_stops_nobody(monkeypatch):
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         counted = counters.Counters("127.0.0.1", deaf.getsockname()[1], "x", (1, 0, 0))
         began, slowest, stuck = time.monotonic(), 0.0, 0
-        while stuck < 20 and time.monotonic() - began < 20:
+        while stuck < 20 and time.monotonic() - began < 60:
             before = time.monotonic()
             counted.came(1)
             slowest = max(slowest, time.monotonic() - before)

@@ -1,4 +1,4 @@
-"""The software CUDA device by itself: tests/softcuda/selftest_*.cu, plain and under sanitizers.
+"""The software CUDA device by itself: tests/softcuda/selftest_*.cu, plain; under sanitizers in `make sanitize`.
 
 AddressSanitizer finds accesses outside memory, ThreadSanitizer what threads of a block do to one place without a
 barrier between; tests called dies_... must end in such a report, which names the kernel and the line.
@@ -18,8 +18,9 @@ FLAVOURS = {"plain": ("",), "ucontext": ("", "-DSOFTCUDA_UCONTEXT"), "address": 
 KERNELS, DRIVER, NCCL = "selftest_kernels.cu", "selftest_driver.cu", "selftest_nccl.cu"
 CUBLASLT = "selftest_cublaslt.cu"
 SOURCES = (KERNELS, DRIVER, NCCL, CUBLASLT)
-CASES = [(source, flavour) for source in SOURCES for flavour in ("plain", "address", "thread")]
-CASES += [(KERNELS, "ucontext")]
+CASES = [(source, "plain") for source in SOURCES]
+SANITIZED = [(source, flavour) for flavour in ("address", "thread") for source in SOURCES] + [(KERNELS, "ucontext")]
+CASES += [pytest.param(*case, marks=pytest.mark.sanitized) for case in SANITIZED]
 DEADLY = {(KERNELS, "address"), (KERNELS, "thread"), (DRIVER, "address")}
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=1", "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0"}
 

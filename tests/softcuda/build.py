@@ -13,13 +13,16 @@ From a shell, to have the library's path printed:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +45,15 @@ def build(folder: str | Path = FOLDER, sanitize: str | None = None, *flags: str)
 def program(source: str, folder: str | Path = FOLDER, sanitize: str = "", *flags: str) -> Path:
     """`source` has main() and kernels, and calls the driver as if linked with it."""
     return _link(Path(folder), Path(source).stem, HERE / source, [], _variant(sanitize, flags))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process is in here for this folder meanwhile: what two want is made by one, and found by the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _variant(sanitize: str, flags: tuple[str, ...]) -> list[str]:
@@ -89,9 +101,9 @@ def _link(folder: Path, name: str, kernels: Path, more: list[str], flags: list[s
     headers = sorted(HERE.glob("*.h"))
     sources = [(path, headers) for path in sorted(HERE.glob("*.cc"))]
     sources.append((kernels, [*headers, *sorted(path for path in KERNELS.iterdir() if path.is_file())]))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with alone(folder), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda item: _object(folder, *item, flags), sources))
-    return _made(folder / name, name, [CXX, *FLAGS, *flags, *objects, *more, "-lm"])
+        return _made(folder / name, name, [CXX, *FLAGS, *flags, *objects, *more, "-lm"])
 
 
 if __name__ == "__main__":
