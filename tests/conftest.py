@@ -12,7 +12,11 @@ import pytest
 
 HERE = Path(__file__).parent
 # Files that take longest, the longest first: begun last, one of them would run while the other core has nothing to do.
-LONGEST = ()
+LONGEST = (
+    *("install", "spark_chaos", "demo", "cuda", "cuda_groups", "c", "softcuda", "chaos", "torch_transformer"),
+    *("spark_rows", "spark_gpus", "spark_manager", "spark_hidden_states", "random_plans", "build", "spark_embed"),
+    *("spark_progress", "spark_errors", "examples", "ops", "cuda_products", "seams", "same_bits", "doctor_cuda"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
