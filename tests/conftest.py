@@ -52,9 +52,18 @@ def copy_checkout():
     """copy_checkout(folder) -> a copy of the checkout in it: sources, and the objects compiled so far (their dates come
     along)."""
 
+    root = HERE.parent
+    never = shutil.ignore_patterns(
+        ".git", ".venv*", ".*_cache", ".hypothesis", "dist", "*.so", "*.egg-info", "__pycache__"
+    )
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        if Path(folder) == root / "build":  # other tests may be building there, but not what setup.py makes
+            return set(names) - {"objects", "kernels"}
+        return never(folder, names) | ({"build"} if Path(folder) in (HERE / "c", HERE / "fuzz") else set())
+
     def copy(folder: Path) -> Path:
-        unwanted = shutil.ignore_patterns(".git", ".venv*", "dist", "lib.linux-*", "*.so", "*.egg-info", "__pycache__")
-        return Path(shutil.copytree(HERE.parent, folder / "firesteel", ignore=unwanted))
+        return Path(shutil.copytree(root, folder / "firesteel", ignore=unwanted))
 
     return copy
 
