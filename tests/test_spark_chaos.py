@@ -20,7 +20,7 @@ KINDS = ("worker", "again", "manager", "cancel", "streams")
 def test_a_round_of_each():
     environment = os.environ | {"PYTHONPATH": str(Path(firesteel.__file__).parent.parent)}
     command = [sys.executable, str(CHAOS), "--rounds", "1", "--seed", "1", "--on", "local", "--only", ",".join(KINDS)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert ran.returncode == 0, ran.stdout + ran.stderr[-3000:]
     for kind in KINDS:
         assert f"1 local {kind}" in ran.stdout
