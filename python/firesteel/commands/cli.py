@@ -23,6 +23,7 @@ EXIT_CODES = """exit codes:
   0    done
   1    it failed while it worked: a device, memory, a damaged file, a row that cannot be computed; plan: it does not fit
   2    a flag is wrong, or what it names is: no such folder, column or format
+  3    run: done, but rows failed (--on-error null), and only the report says how many; with --details each row says so
   130  stopped by Ctrl-C; nothing was written
 """
 
@@ -79,7 +80,7 @@ def _parser() -> _Parser:
     plan.add_argument("--cpu-path", metavar="PATH", help="avx512, avx2 or portable (default: the best there is)")
     plan.set_defaults(command=_plan)
 
-    about = "compute a column of a Parquet, JSON lines or CSV file, without Spark"
+    about = "compute a column of a Parquet, JSON lines or CSV file, without Spark; all others are carried along"
     run = commands.add_parser("run", help=about, description=about, **shape)
     _run_flags(run)
     run.set_defaults(command=_run)
@@ -91,8 +92,11 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     files = run.add_argument_group("files")
     files.add_argument("--input", metavar="FILE", required=True, help=".parquet (or a folder of them), .jsonl, .csv")
     files.add_argument("--column", metavar="NAME", required=True, help="the column with the text, or with token ids")
-    files.add_argument("--output", metavar="FILE", required=True, help=".parquet; appears when all of it is written")
+    files.add_argument(
+        "--output", metavar="FILE", required=True, help=".parquet, .jsonl, .csv; appears when it is complete"
+    )
     files.add_argument("--output-column", metavar="NAME", default="prediction", help="(default: prediction)")
+    files.add_argument("--delimiter", metavar="SIGN", help="between the cells of CSV: ';', tab (default: a comma)")
     files.add_argument("--force", action="store_true", help="replace an output that exists")
     files.add_argument("--quiet", action="store_true", help="no progress bar")
     task = run.add_argument_group("what to compute")
@@ -172,6 +176,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from ..table.files import BadFile
     from . import run
 
     options: dict[str, object] = {
@@ -199,16 +204,26 @@ def _run(arguments: argparse.Namespace) -> int:
             column=arguments.column,
             target=arguments.output,
             output=arguments.output_column,
+            delimiter=arguments.delimiter,
             force=arguments.force,
         )
-    except (CheckpointError, ConfigError, RequestError, run.BadFile) as error:
+    except (CheckpointError, ConfigError, RequestError, BadFile) as error:
         raise Refused(str(error)) from None
+    except run.BadRow as error:
+        return _failed(error)
     try:
-        print(work.run(quiet=arguments.quiet))
-    except run.BadFile as error:
-        print(f"firesteel: {error}", file=sys.stderr)
-        return 1
-    return 0
+        report = work.run(quiet=arguments.quiet)
+    except (BadFile, run.BadRow) as error:
+        return _failed(error)
+    print(report)
+    if report.escaped:
+        print(f"firesteel: {report.escaped}", file=sys.stderr)
+    return report.exit_code
+
+
+def _failed(error: Exception) -> int:
+    print(f"firesteel: {error}", file=sys.stderr)
+    return 1
 
 
 def _listed(text: str) -> str | list[str]:

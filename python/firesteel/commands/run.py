@@ -1,6 +1,6 @@
 """A column of a file through a model, without Spark: the same rows, window and results as in a worker.
 
-    reader (Parquet, JSON lines, CSV: pieces of a few thousand rows) -> table.stream -> Parquet
+    Source (Parquet, JSON lines, CSV: pieces of a few thousand rows) -> table.stream -> Target (the same formats)
 
 Only what the window holds is in memory. The output is written beside its place and renamed when it is complete, so that
 what bears its name is always whole.
@@ -8,11 +8,10 @@ what bears its name is always whole.
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import pyarrow as pa
@@ -20,17 +19,49 @@ import pyarrow as pa
 from ..engine.engine import Engine
 from ..model.checkpoint import Checkpoint
 from ..model.locate import find, resolve
-from ..table.columns import FLOATS, details_type, readable
+from ..table import csv_file, files
+from ..table.columns import FLOATS, details_type, valid
+from ..table.files import BadFile, Rows, Source, reason, said, with_faults
 from ..table.job import Job, embed_job
-from ..table.stream import stream
+from ..table.json_lines import open_json_lines
+from ..table.parquet_file import open_parquet
+from ..table.stream import CHECKED_ROWS, stream
+from ..table.targets import Target, open_target
 
-BLOCK_BYTES = 16 << 20  # text files are read, and types of their columns inferred, in pieces of this size
-BATCH_ROWS = 4096
-GROUP_ROWS = 8192  # rows of a Parquet row group
+READ = (".parquet", ".jsonl", ".ndjson", ".csv")
+WRITTEN = READ
 
 
-class BadFile(Exception):
-    """A file that cannot be read or written: one sentence."""
+class BadRow(Exception):
+    """A row, or too many of them, that cannot be computed: one sentence."""
+
+
+@dataclass
+class Report:
+    """What became of the rows."""
+
+    target: str
+    rows: int = 0
+    nulls: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # by row code
+    escaped: str = ""  # one sentence about cells that are not UTF-8
+    told: bool = False  # whether the output itself says which rows failed, and why
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """3: rows failed, and nothing but this report says so."""
+        return 3 if self.failed and not self.told else 0
+
+    def __str__(self) -> str:
+        without = ""
+        if self.nulls or self.failed:
+            codes = ", ".join(f"{code} {rows:,}" for code, rows in sorted(self.failed.items()))
+            failed = f"{self.failed.total():,} failed ({codes})" if codes else ""
+            parts = ", ".join(filter(None, [f"{self.nulls:,} null" if self.nulls else "", failed]))
+            without = f", {self.nulls + self.failed.total():,} of them without a result: {parts}"
+        speed = f"{self.rows / max(self.seconds, 1e-9):,.0f} rows/s"
+        return f"{said(self.target)}: {self.rows:,} rows{without}; in {self.seconds:.1f} s, {speed}"
 
 
 @dataclass
@@ -39,61 +70,116 @@ class Work:
 
     job: Job
     engine: Engine
-    reader: Reader
-    column: str
+    source: Source
     output: str
-    target: str
+    target: Target
+    path: str  # of the target
 
-    def run(self, quiet: bool = False) -> str:
-        """Computes all rows, writes the target, and says what it did. Raises firesteel.Error or BadFile."""
+    def run(self, quiet: bool = False) -> Report:
+        """Computes all rows and writes the target. Raises firesteel.Error, BadFile or BadRow."""
         from tqdm import tqdm
 
-        at = self.reader.schema.get_field_index(self.column)
-        kind = details_type(FLOATS) if self.job.details else FLOATS
-        schema = self.reader.schema.append(pa.field(self.output, kind))
+        report = Report(self.path)
+        tally = _Tally(self.job, self.source.path, report)
+        # Faults come with their rows, in any case: what they mean for the run is decided here.
         pieces = stream(
-            self.job,
-            self.reader,
+            replace(self.job, details=True, on_error="null", max_errors=1.0),
+            self.source,
             lambda *_: nullcontext(self.engine),
-            lambda batch: [batch.column(at)],
-            [f"column {self.column}"],
+            lambda rows: [rows.column],
+            ["the input column"],
         )
-        start, rows, missing = perf_counter(), 0, 0
-        bar = tqdm(total=self.reader.rows, unit=" rows", unit_scale=True, disable=True if quiet else None)
+        start = perf_counter()
+        bar = tqdm(total=self.source.rows, unit=" rows", unit_scale=True, disable=True if quiet else None)
         try:
-            with self.engine, bar, _Target(self.target, schema) as target:
-                for batch, result in pieces:
-                    without = (result.flatten()[0] if self.job.details else result).null_count
-                    if without:  # they still span their numbers in the engine's memory, which no older pyarrow writes
-                        result = result.take(pa.array(range(len(result))))
-                    target.write(pa.RecordBatch.from_arrays([*batch.columns, result], schema=schema))
-                    rows += len(result)
-                    missing += without
-                    bar.update(len(result))
-        except (OSError, pa.ArrowException) as error:  # the reader's have become BadFile
-            raise BadFile(f"{self.target}: cannot be written: {_said(error)}") from None
-        seconds = perf_counter() - start
-        null = f", {missing:,} of them without a result" if missing else ""
-        return f"{self.target}: {rows:,} rows{null}, in {seconds:.1f} s, {rows / max(seconds, 1e-9):,.0f} rows/s"
+            with self.engine, bar, self.target as target:
+                for rows, details in pieces:
+                    details = with_faults(details, rows.faults)
+                    tally.add(rows, details)
+                    target.write(rows, details if self.job.details else details.flatten()[0])
+                    bar.update(len(rows))
+        except (OSError, pa.ArrowException) as error:  # the source's have become BadFile
+            raise BadFile(f"{said(self.path)}: cannot be written: {reason(error)}") from None
+        report.seconds = perf_counter() - start
+        if cells := self.source.escaped.cells:
+            report.escaped = (
+                f"{cells:,} carried cells are not UTF-8, the first in {self.source.escaped.first}; their bytes are "
+                f"written as \\xNN in {said(self.path)}; output of the input's own format carries them as they are"
+            )
+        return report
+
+
+class _Tally:
+    """Counts rows and faults, and says when a fault or their share ends the run."""
+
+    def __init__(self, job: Job, source: str, report: Report) -> None:
+        self._job, self._source, self._report = job, source, report
+        self._computed = 0
+        self._example: dict[str, str] = {}
+        report.told = job.details
+
+    def add(self, rows: Rows, details: pa.Array) -> None:
+        """Raises BadRow."""
+        _, codes, sentences, *_ = details.flatten()
+        good = valid(details)
+        for row, code in enumerate(codes.to_pylist() if codes.null_count < len(codes) else ()):
+            if code is None:
+                continue
+            sentence = sentences[row].as_py()
+            where = f"line {rows.lines[row]}" if rows.lines else f"row {self._report.rows + row}"
+            if self._job.on_error == "fail":
+                raise faulty(self._source, where, code, sentence)
+            self._report.failed[code] += 1
+            self._example.setdefault(code, f"{where}: {sentence}")
+        self._report.told &= isinstance(rows.carried, pa.RecordBatch) or all(
+            seam.tail is not None for seam in rows.carried
+        )
+        self._report.rows += len(rows)
+        self._report.nulls += len(rows) - int(good.sum())
+        self._computed += int(good.sum())
+        failed = self._report.failed.total()
+        if self._computed >= CHECKED_ROWS and failed > self._job.max_errors * self._computed:
+            code, times = self._report.failed.most_common(1)[0]
+            raise BadRow(
+                f"{said(self._source)}: {failed:,} of the first {self._computed:,} rows cannot be computed, and "
+                f"--max-errors is {self._job.max_errors:g}; {times:,} of them are {code}, as {self._example[code]}"
+            )
+
+
+def faulty(source: str, where: str, code: str, sentence: str) -> BadRow:
+    return BadRow(f"{said(source)}: {where} ({code}): {sentence}; --on-error null makes such rows null")
 
 
 def prepare(
-    model: str, options: dict[str, object], *, source: str, column: str, target: str, output: str, force: bool = False
+    model: str,
+    options: dict[str, object],
+    *,
+    source: str,
+    column: str,
+    target: str,
+    output: str,
+    delimiter: str | None = None,
+    force: bool = False,
 ) -> Work:
-    """Checks everything that can be checked before the first row. Raises firesteel.Error or BadFile."""
+    """Checks everything that can be checked before the first row, and looks the source through.
+
+    Raises firesteel.Error or BadFile; BadRow where a row is known to be faulty and one ends the run.
+    """
     located = resolve(model)
     Checkpoint.open(find(located))  # a job may leave a folder that is not here to other machines; here there is none
     job = embed_job(located, said_by="run", **options)
-    reader = open_reader(source, column)
-    names = reader.schema.names
-    if names.count(column) != 1:
-        what = "no column" if column not in names else f"{names.count(column)} columns"
-        raise BadFile(f"{source}: has {what} {column!r}; its columns are {', '.join(names)}")
-    kind = readable(pa.nulls(0, reader.schema.field(column).type), f"{source}: column {column}").type
-    if output in names or not output:
-        raise BadFile(f"--output-column is {output!r}, which the input already has; choose another")
-    _check_target(source, target, force)
-    first = [""] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
+    reads, writes = files.check_source(source, READ), _check_target(source, target, force)
+    if files.surrogates(output):
+        raise BadFile(f"--output-column is {said(output)!r}, which is not UTF-8")
+    if delimiter is not None and ".csv" not in (reads, writes):
+        raise BadFile(f"--delimiter is {said(delimiter)!r}, and neither --input nor --output is .csv")
+    sign = csv_file.check_delimiter("," if delimiter is None else delimiter)
+    opened = _open(source, column, output, reads, writes, sign)
+    kind = details_type(FLOATS) if job.details else FLOATS
+    written = open_target(target, opened, pa.field(output, kind), sign.decode())
+    if opened.fault and job.on_error == "fail":
+        raise faulty(source, f"line {opened.fault.line}", opened.fault.code, opened.fault.sentence)
+    first = [""] if pa.types.is_string(opened.kind) or pa.types.is_large_string(opened.kind) else []
     engine = Engine(job.model, **job.own_engine())
     try:
         # A row of text, so that what only the open model and its tokenizer know about the options is said now.
@@ -101,165 +187,38 @@ def prepare(
     except BaseException:
         engine.close()
         raise
-    return Work(job, engine, reader, column, output, target)
+    return Work(job, engine, opened, output, written, target)
 
 
-def _check_target(source: str, target: str, force: bool) -> None:
-    if not target.endswith(".parquet"):
-        raise BadFile(f"--output is {target}; only .parquet can be written")
+def _open(path: str, column: str, output: str, reads: str, writes: str, delimiter: bytes) -> Source:
+    """Rows are carried as bytes where both files are of one format of text."""
+    try:
+        if reads == ".parquet":
+            return open_parquet(path, column, output)
+        if reads == ".csv":
+            return csv_file.open_csv(path, column, output, delimiter, as_text=writes == ".csv")
+        kinds = {".csv": "csv", ".parquet": "parquet"}
+        return open_json_lines(path, column, output, kinds.get(writes, "json"))
+    except (pa.ArrowException, OSError) as error:
+        raise BadFile(f"{said(path)}: {reason(error)}") from None
+
+
+def _check_target(source: str, target: str, force: bool) -> str:
+    """The ending that says what is written."""
+    ending, shown = os.path.splitext(target)[1].lower(), f"--output is {said(target)}"
+    if ending not in WRITTEN:
+        raise BadFile(f"{shown}; {', '.join(WRITTEN)} can be written, by the ending of the name")
     folder = os.path.dirname(os.path.abspath(target))
     if not os.path.isdir(folder):
-        raise BadFile(f"--output is {target}, but there is no folder {folder}")
+        raise BadFile(f"{shown}, but there is no folder {said(folder)}")
     if not os.access(folder, os.W_OK):
-        raise BadFile(f"--output is {target}, but {folder} may not be written to")
+        raise BadFile(f"{shown}, but {said(folder)} may not be written to")
     if os.path.isdir(target):
-        raise BadFile(f"--output is {target}, which is a folder; give the name of a file")
+        raise BadFile(f"{shown}, which is a folder; give the name of a file")
     if os.path.exists(target) and not force:
-        raise BadFile(f"--output is {target}, which exists; --force replaces it")
+        raise BadFile(f"{shown}, which exists; --force replaces it")
     if os.path.exists(target) and os.path.samefile(source, target):
-        raise BadFile(f"--output is {target}, which is the input; give another name")
-
-
-class _Target:
-    """A Parquet file that appears under its name when the block ends without an error, and not at all otherwise."""
-
-    def __init__(self, path: str, schema: pa.Schema) -> None:
-        self._path = path
-        folder, name = os.path.split(os.path.abspath(path))
-        self._beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-        self._schema = schema
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        self._rows += batch.num_rows
-        if self._rows >= GROUP_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.Table.from_batches(self._waiting, self._schema))
-        self._waiting, self._rows = [], 0
-
-    def __enter__(self) -> _Target:
-        import pyarrow.parquet as pq
-
-        try:  # Ctrl-C may come while the file is made, and then nobody calls __exit__
-            # Vectors repeat nothing: a dictionary of their numbers would only cost time.
-            self._writer = pq.ParquetWriter(self._beside, self._schema, use_dictionary=self._schema.names[:-1])
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(self._beside)
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._writer.close()
-                os.replace(self._beside, self._path)
-        finally:
-            with suppress(OSError):  # after an error the file need not be complete, only closed and gone
-                self._writer.close()
-            with suppress(FileNotFoundError):
-                os.unlink(self._beside)
-
-
-# --- readers ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Reader:
-    """Record batches of one file, all of `schema`. rows is None where the format does not tell before it is read."""
-
-    path: str
-    schema: pa.Schema
-    rows: int | None
-    batches: Iterator[pa.RecordBatch]
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in self.batches:
-                yield pa.RecordBatch.from_arrays(batch.columns, schema=self.schema)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise BadFile(f"{self.path}: {_said(error)}") from None
-
-
-def open_reader(path: str, column: str) -> Reader:
-    """A reader by the name's ending; `column` is read as text where the format has no types."""
-    known = {".parquet": _parquet, ".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv}
-    if not os.path.exists(path):
-        raise BadFile(f"--input is {path}, which does not exist")
-    ending = ".parquet" if os.path.isdir(path) else os.path.splitext(path)[1].lower()
-    if ending not in known:
-        raise BadFile(f"--input is {path}; {', '.join(known)} can be read, by the ending of the name")
-    try:
-        schema, rows, batches = known[ending](path, column)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadFile(f"{path}: {_said(error)}") from None
-    # Without its metadata: Spark writes its own schema there, and would look for no other column.
-    return Reader(path, schema.remove_metadata(), rows, batches)
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().replace("\n", " ").rstrip(".")
-
-
-_Opened = tuple[pa.Schema, int | None, Iterator[pa.RecordBatch]]
-
-
-def _parquet(path: str, column: str) -> _Opened:
-    import pyarrow.dataset as ds
-
-    found = ds.dataset(path, format="parquet")
-    if not found.files:
-        raise BadFile(f"{path}: holds no Parquet file")
-    try:
-        batches = found.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
-    except TypeError:  # pyarrow before 10 has no such word, and holds more batches
-        batches = found.to_batches(batch_size=BATCH_ROWS)
-    return found.schema, found.count_rows(), batches
-
-
-def _csv(path: str, column: str) -> _Opened:
-    from pyarrow import csv
-
-    reader = csv.open_csv(
-        path,
-        read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types={column: pa.string()}),
-    )
-    return reader.schema, None, iter(reader)
-
-
-def _json_lines(path: str, column: str) -> _Opened:
-    from pyarrow import json
-
-    def table(block: bytes, schema: pa.Schema | None) -> pa.Table:
-        options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error" if schema else "infer")
-        return json.read_json(io.BytesIO(block), json.ReadOptions(block_size=max(1, len(block))), options)
-
-    blocks = _line_blocks(path)
-    first = next(blocks, None)
-    if first is None:
-        raise BadFile(f"{path}: is empty")
-    head = table(first, None)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        yield from head.to_batches(BATCH_ROWS)
-        for block in blocks:
-            yield from table(block, head.schema).to_batches(BATCH_ROWS)
-
-    return head.schema, None, batches()
-
-
-def _line_blocks(path: str) -> Iterator[bytes]:
-    """Whole lines, about BLOCK_BYTES at a time; blank blocks are left out."""
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            block += file.readline()
-            if block.strip():
-                yield block
+        raise BadFile(f"{shown}, which is the input; give another name")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise BadFile(f"{shown}, which is no regular file; give another name")
+    return ending

@@ -139,7 +139,8 @@ class _Ask:
 
     def start(self, piece: _Piece) -> _Waiting:
         pending, faults = self._task.start(piece.columns)
-        return _Waiting(piece, pending, faults, piece.nbytes + self._task.held(pending))
+        carried = getattr(piece.batch, "nbytes", 0)  # columns that nothing is computed from wait as well
+        return _Waiting(piece, pending, faults, max(piece.nbytes, carried) + self._task.held(pending))
 
     def finish(self, waiting: _Waiting, tally: _Tally) -> pa.Array:
         good = columns.valid(waiting.piece.columns[0])

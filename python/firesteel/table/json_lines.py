@@ -1,0 +1,328 @@
+"""JSON lines: one object a line. Only the input column is interpreted; every other value keeps its very text.
+
+    lines -> members (name, value, where its text is) -> Rows
+
+As bytes, a line is cut behind its last member, where the result goes. As Arrow, columns have the types that hold every
+value of the file, see json_values.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from . import files
+from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, said, surrogates
+from .json_values import JSON, LARGEST_INT, SMALLEST_INT, TEXT, Kind, Number, Object, arrow_type, kind_of, merge, typed
+from .json_values import parse as parse_value
+
+_space = re.compile(r"[ \t\r\n]*").match
+_byte = re.compile("[\udc80-\udcff]")  # one that was no UTF-8, as surrogateescape decodes it
+
+
+class Member(NamedTuple):
+    name: str
+    value: object
+    begin: int  # where the value's text is in the line
+    end: int
+
+
+class Line(NamedTuple):
+    number: int  # from 1 on
+    text: str  # bytes that are no UTF-8 as lone surrogates
+    members: list[Member]
+    seam: int  # where in the text another member can be put
+    bad_bytes: bool
+    fault: str | None  # why it is no row
+
+
+def open_json_lines(path: str, column: str, output: str, target: str) -> Source:
+    """Looks the file through. target: "json" carries rows as bytes, "csv" and "parquet" as Arrow; to CSV without types
+    but string."""
+    return _JsonLines(path, column, output, target).source()
+
+
+class _JsonLines:
+    def __init__(self, path: str, column: str, output: str, target: str) -> None:
+        self._file = TextFile(path)
+        self._column, self._output, self._target = column, output, target
+        self._as_text = target == "json"
+        self._kinds: dict[str, Kind] = {}  # of all columns, in the order they came
+        self._input: str | None = None  # text, ids or features
+        self._escaped = Escaped()
+
+    def source(self) -> Source:
+        rows, fault = self._look_through()
+        schema = None
+        if not self._as_text:
+            if self._target == "csv":
+                self._kinds = {name: TEXT if kind in (TEXT, None) else JSON for name, kind in self._kinds.items()}
+            schema = pa.schema([pa.field(name, arrow_type(kind)) for name, kind in self._kinds.items()])
+        return Source(
+            path=self._file.path,
+            rows=rows,
+            kind=self._input_type(),
+            batches=self._batches(),
+            schema=schema,
+            prologue=self._file.bom,
+            fault=fault,
+            escaped=self._escaped,
+        )
+
+    # --- the first time
+
+    def _look_through(self) -> tuple[int, FirstFault | None]:
+        rows, fault, broken = 0, None, None
+        odd: tuple[int, object] | None = None
+        for line in self._lines():
+            rows += 1
+            self._learn(line)
+            if line.fault and broken is None:
+                broken = FirstFault(line.number, "SCHEMA", line.fault)
+            value = self._value(line)
+            if odd is None and value is not None and self._input is None:
+                odd = line.number, value
+            if fault is None and (found := self._judged(line)[1]):
+                fault = FirstFault(line.number, *found)
+        where = said(self._file.path)
+        if rows == 0:
+            raise BadFile(f"{where}: is empty; lines with one JSON object each belong there")
+        if not self._kinds and broken:
+            raise BadFile(f"{where}: has no line with a JSON object; line {broken.line}: {broken.sentence}")
+        files.one_column(self._file.path, list(self._kinds), self._column)
+        if self._input is None and odd:
+            what = f"column {said(self._column)} is {_called(odd[1])} in line {odd[0]}"
+            raise BadFile(f"{where}: {what}; text (a string) or token ids (an array of whole numbers) belongs there")
+        return rows, fault
+
+    def _learn(self, line: Line) -> None:
+        for member in line.members:
+            name = member.name
+            if name == self._output:
+                files.new_name(name, [name])
+            if name not in self._kinds:
+                self._new_column(line, name)
+            if not self._as_text and self._kinds[name] != JSON:
+                value = self._clean(line, member, count=False)[0] if line.bad_bytes else member.value
+                self._kinds[name] = merge(self._kinds[name], kind_of(value))
+            if name == self._column and self._input is None:
+                self._input = _input_of(member.value)
+
+    def _new_column(self, line: Line, name: str) -> None:
+        if self._as_text and len(self._kinds) >= files.MOST_COLUMNS and name != self._column:
+            return
+        where = f"{said(self._file.path)}: line {line.number}"
+        if len(self._kinds) >= files.MOST_COLUMNS:
+            raise BadFile(f"{where} has the {len(self._kinds) + 1}th name; only .jsonl output carries so many columns")
+        if surrogates(name) and not self._as_text:
+            raise BadFile(f"{where} has a name that is no Unicode; only .jsonl output carries it")
+        self._kinds[name] = None
+
+    def _input_type(self) -> pa.DataType:
+        ids = pa.list_(pa.int64())
+        return {"ids": ids, "features": pa.list_(pa.list_(pa.float64()))}.get(self._input, pa.string())
+
+    # --- bytes -> lines -> members
+
+    def _lines(self) -> Iterator[Line]:
+        """All but blank ones."""
+        file, number = self._file.again(), 0
+        while raw := file.readline(files.LONGEST + 1):
+            number += 1
+            if len(raw) > files.LONGEST:
+                raise self._file.too_long(number)
+            if not raw.strip():
+                continue
+            try:
+                text, bad = raw.decode("utf-8"), False
+            except UnicodeDecodeError:
+                text, bad = raw.decode("utf-8", "surrogateescape"), True
+            yield self._line(number, text, bad)
+        self._file.check()
+
+    def _line(self, number: int, text: str, bad: bool) -> Line:
+        try:
+            members, seam = _members(text)
+        except RecursionError:
+            return Line(number, text, [], 0, bad, "the line is nested too deeply")
+        except ValueError as error:
+            return Line(number, text, [], 0, bad, f"the line is no JSON object: {_why(error)}")
+        if bad and any(_byte.search(member.name) for member in members):
+            return Line(number, text, [], 0, bad, "a name in the line is not UTF-8")
+        return Line(number, text, members, seam, bad, None)
+
+    def _value(self, line: Line) -> object:
+        return next((member.value for member in line.members if member.name == self._column), None)
+
+    # --- lines -> Rows
+
+    def _batches(self) -> Iterator[Rows]:
+        batch, size = [], 0
+        for line in self._lines():
+            batch.append(line)
+            size += len(line.text)
+            if len(batch) == files.BATCH_ROWS or size >= files.BATCH_BYTES:
+                yield self._rows(batch)
+                batch, size = [], 0
+        if batch:
+            yield self._rows(batch)
+
+    def _rows(self, lines: list[Line]) -> Rows:
+        values, faults = [], []
+        for row, line in enumerate(lines):
+            value, fault = self._judged(line)
+            values.append(value)
+            if fault:
+                faults.append((row, *fault))
+        carried = [self._seam(line) for line in lines] if self._as_text else self._table(lines)
+        return Rows(pa.array(values, self._input_type()), carried, faults, [line.number for line in lines])
+
+    def _judged(self, line: Line) -> tuple[object, tuple[str, str] | None]:
+        """(the input, null where there is none; code and sentence of the row's fault)."""
+        if line.fault:
+            return None, ("SCHEMA", line.fault)
+        names = [member.name for member in line.members]
+        if len(set(names)) < len(names):
+            matters = [self._column] if self._as_text else names
+            twice = next((name for name in matters if names.count(name) > 1), None)
+            if twice is not None:
+                return None, ("SCHEMA", f"the line has {said(twice)!r} more than once")
+        value = self._value(line)
+        if value is None:
+            return None, None
+        if self._input in (None, "text"):
+            return _text(value, self._column)
+        return (_ids if self._input == "ids" else _features)(value, self._column)
+
+    def _seam(self, line: Line) -> Seam:
+        if line.fault:
+            return Seam(_bytes(line.text), None)
+        comma = "," if line.members else ""
+        head = f"{line.text[: line.seam]}{comma}{json.dumps(self._output, ensure_ascii=False)}:"
+        return Seam(_bytes(head), _bytes(line.text[line.seam :]))
+
+    def _table(self, lines: list[Line]) -> pa.RecordBatch:
+        cells: dict[str, list[object]] = {name: [None] * len(lines) for name in self._kinds}
+        for row, line in enumerate(lines):
+            for member in line.members:
+                value, text = member.value, None
+                if line.bad_bytes:
+                    value, text = self._clean(line, member, count=True)
+                kind = self._kinds[member.name]
+                if value is not None and kind == JSON:
+                    value = text or line.text[member.begin : member.end]
+                elif value is not None:
+                    value = typed(value, kind)
+                cells[member.name][row] = value
+        arrays = [pa.array(cells[name], arrow_type(kind)) for name, kind in self._kinds.items()]
+        schema = pa.schema([pa.field(name, array.type) for name, array in zip(cells, arrays, strict=True)])
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def _clean(self, line: Line, member: Member, count: bool) -> tuple[object, str | None]:
+        """(value, its text) with bytes that are no UTF-8 as escapes."""
+        text = line.text[member.begin : member.end]
+        if not _byte.search(text):
+            return member.value, text
+        if count:
+            self._escaped.add(f"column {member.name}, line {line.number}")
+        text = _byte.sub(lambda found: f"\\\\x{ord(found[0]) - 0xDC00:02x}", text)
+        return parse_value(text, 0)[0], text
+
+
+def _members(text: str) -> tuple[list[Member], int]:
+    """(members, where another can follow). Raises ValueError or RecursionError where the line is no object."""
+    members: list[Member] = []
+    at = _space(text, 0).end()
+    if not text.startswith("{", at):
+        raise ValueError("it does not begin with {")
+    seam = at + 1
+    at = _space(text, seam).end()
+    while members or not text.startswith("}", at):
+        if not text.startswith('"', at):
+            raise ValueError(f"a name is missing at character {at}")
+        name, at = parse_value(text, at)
+        at = _space(text, at).end()
+        if not text.startswith(":", at):
+            raise ValueError(f"a colon is missing at character {at}")
+        begin = _space(text, at + 1).end()
+        value, seam = parse_value(text, begin)
+        members.append(Member(name, value, begin, seam))
+        at = _space(text, seam).end()
+        if text.startswith("}", at):
+            break
+        if not text.startswith(",", at):
+            raise ValueError(f"a comma is missing at character {at}")
+        at = _space(text, at + 1).end()
+    if _space(text, at + 1).end() != len(text):
+        raise ValueError(f"something follows the object at character {at + 1}")
+    return members, seam
+
+
+def _why(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos}"
+    return str(error)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+# --- the input column ------------------------------------------------------------------------------------------------
+
+Judged = tuple[object, "tuple[str, str] | None"]
+
+
+def _input_of(value: object) -> str | None:
+    """What the first text or array says of the column."""
+    if isinstance(value, str) and not isinstance(value, Number):
+        return "text"
+    if isinstance(value, list) and not isinstance(value, Object):
+        return "features" if any(isinstance(item, list) for item in value) else "ids"
+    return None
+
+
+def _called(value: object) -> str:
+    names = {Number: "a number", bool: "true or false", str: "a string", Object: "an object", list: "an array"}
+    return names[type(value)]
+
+
+def _text(value: object, column: str) -> Judged:
+    if isinstance(value, Number) or not isinstance(value, str):
+        return None, ("SCHEMA", f"column {said(column)} is {_called(value)}; a string belongs there")
+    if surrogates(value):
+        return None, ("BAD_UTF8", "the text holds half a surrogate pair or bytes that are not UTF-8")
+    return value, None
+
+
+def _ids(value: object, column: str) -> Judged:
+    if isinstance(value, Object) or not isinstance(value, list):
+        return None, ("SCHEMA", f"column {said(column)} is {_called(value)}; an array of token ids belongs there")
+    ids = [_whole(item) if isinstance(item, Number) else item for item in value]
+    for place, item in enumerate(ids):
+        if item is not None and type(item) is not int:
+            return None, ("SCHEMA", f"place {place} of the array is no whole number of 64 bits, which a token id is")
+    return ids, None
+
+
+def _whole(text: Number) -> int | Number:
+    digits = text.lstrip("-")
+    if digits.isdigit() and len(digits) < 20 and SMALLEST_INT <= int(text) <= LARGEST_INT:
+        return int(text)
+    return text
+
+
+def _features(value: object, column: str) -> Judged:
+    good = isinstance(value, list) and not isinstance(value, Object)
+    for token in value if good else ():
+        good = good and isinstance(token, list) and all(item is None or isinstance(item, Number) for item in token)
+    if not good:
+        return None, (
+            "SCHEMA",
+            f"column {said(column)} is {_called(value)}; an array of arrays of numbers belongs there",
+        )
+    return [[None if item is None else float(item) for item in token] for token in value], None
