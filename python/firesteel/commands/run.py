@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -71,7 +71,6 @@ class Work:
     job: Job
     engine: Engine
     source: Source
-    output: str
     target: Target
     path: str  # of the target
 
@@ -92,7 +91,7 @@ class Work:
         start = perf_counter()
         bar = tqdm(total=self.source.rows, unit=" rows", unit_scale=True, disable=True if quiet else None)
         try:
-            with self.engine, bar, self.target as target:
+            with closing(self.source), self.engine, bar, self.target as target:
                 for rows, details in pieces:
                     details = with_faults(details, rows.faults)
                     tally.add(rows, details)
@@ -102,9 +101,10 @@ class Work:
             raise BadFile(f"{said(self.path)}: cannot be written: {reason(error)}") from None
         report.seconds = perf_counter() - start
         if cells := self.source.escaped.cells:
+            what = "1 carried cell is" if cells == 1 else f"{cells:,} carried cells are"
             report.escaped = (
-                f"{cells:,} carried cells are not UTF-8, the first in {self.source.escaped.first}; their bytes are "
-                f"written as \\xNN in {said(self.path)}; output of the input's own format carries them as they are"
+                f"{what} not UTF-8, first in {self.source.escaped.first}; its bytes are written as \\xNN in "
+                f"{said(self.path)}; output of the input's own format carries them as they are"
             )
         return report
 
@@ -187,7 +187,7 @@ def prepare(
     except BaseException:
         engine.close()
         raise
-    return Work(job, engine, opened, output, written, target)
+    return Work(job, engine, opened, written, target)
 
 
 def _open(path: str, column: str, output: str, reads: str, writes: str, delimiter: bytes) -> Source:

@@ -74,7 +74,7 @@ class _Csv:
                 row, code, sentence = batch.faults[0]
                 fault = FirstFault(batch.lines[row], code, sentence)
             rows += len(batch)
-        self._escaped.__init__()  # they are counted when they are written
+        self._escaped = Escaped()  # counted when they are written
         name = quoted(self._output, self._delimiter.decode()).encode()
         return Source(
             path=self._file.path,
@@ -83,6 +83,7 @@ class _Csv:
             batches=self._batches(),
             schema=self._schema,
             prologue=self._file.bom + self._header + self._delimiter + name + (self._end or b"\n"),
+            close=self._file.close,
             fault=fault,
             escaped=self._escaped,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -104,6 +104,7 @@ class Source:
     batches: Iterator[Rows]
     schema: pa.Schema | None = None
     prologue: bytes = b""  # what a text file begins with when rows are carried as bytes
+    close: Callable[[], None] = lambda: None
     fault: FirstFault | None = None
     escaped: Escaped = field(default_factory=Escaped)
 
@@ -135,6 +136,9 @@ class TextFile:
         self.check()
         self._file.seek(len(self.bom))
         return self._file
+
+    def close(self) -> None:
+        self._file.close()
 
     def check(self) -> None:
         if self._look() != self._state:
@@ -180,16 +184,21 @@ def new_name(output: str, names: list[str]) -> None:
 
 def said(text: str) -> str:
     """Text as it may leave this process: bytes of a name that are no UTF-8 as escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") if surrogates(text) else text
+    if not surrogates(text):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def surrogates(text: str) -> bool:
     """Whether the text is no Unicode: half a pair, or bytes that os.fsdecode could not read."""
     try:
         text.encode("utf-8")
+        return False
     except UnicodeEncodeError:
         return True
-    return False
 
 
 def reason(error: Exception) -> str:

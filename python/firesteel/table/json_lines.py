@@ -17,32 +17,37 @@ import pyarrow as pa
 
 from . import files
 from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, said, surrogates
-from .json_values import JSON, LARGEST_INT, SMALLEST_INT, TEXT, Kind, Number, Object, arrow_type, kind_of, merge, typed
-from .json_values import parse as parse_value
+from .json_values import (
+    JSON,
+    LARGEST_INT,
+    SMALLEST_INT,
+    TEXT,
+    Kind,
+    Number,
+    Object,
+    arrow_type,
+    kind_of,
+    merge,
+    parse,
+    typed,
+)
 
 _space = re.compile(r"[ \t\r\n]*").match
 _byte = re.compile("[\udc80-\udcff]")  # one that was no UTF-8, as surrogateescape decodes it
 
 
-class Member(NamedTuple):
-    name: str
-    value: object
-    begin: int  # where the value's text is in the line
-    end: int
-
-
 class Line(NamedTuple):
     number: int  # from 1 on
     text: str  # bytes that are no UTF-8 as lone surrogates
-    members: list[Member]
+    members: Object  # (name, value)
     seam: int  # where in the text another member can be put
     bad_bytes: bool
     fault: str | None  # why it is no row
 
 
 def open_json_lines(path: str, column: str, output: str, target: str) -> Source:
-    """Looks the file through. target: "json" carries rows as bytes, "csv" and "parquet" as Arrow; to CSV without types
-    but string."""
+    """Looks the file through. target: "json" carries rows as bytes, "parquet" and "csv" as Arrow, of which CSV has no
+    type but string."""
     return _JsonLines(path, column, output, target).source()
 
 
@@ -69,6 +74,7 @@ class _JsonLines:
             batches=self._batches(),
             schema=schema,
             prologue=self._file.bom,
+            close=self._file.close,
             fault=fault,
             escaped=self._escaped,
         )
@@ -100,27 +106,27 @@ class _JsonLines:
         return rows, fault
 
     def _learn(self, line: Line) -> None:
-        for member in line.members:
-            name = member.name
-            if name == self._output:
-                files.new_name(name, [name])
+        members = line.members
+        if line.bad_bytes and not self._as_text:
+            members = [(name, value) for name, value, _ in self._cleaned(line)]
+        for name, value in members:
             if name not in self._kinds:
                 self._new_column(line, name)
             if not self._as_text and self._kinds[name] != JSON:
-                value = self._clean(line, member, count=False)[0] if line.bad_bytes else member.value
                 self._kinds[name] = merge(self._kinds[name], kind_of(value))
-            if name == self._column and self._input is None:
-                self._input = _input_of(member.value)
+            if self._input is None and name == self._column:
+                self._input = _input_of(value)
 
     def _new_column(self, line: Line, name: str) -> None:
-        if self._as_text and len(self._kinds) >= files.MOST_COLUMNS and name != self._column:
-            return
+        files.new_name(self._output, [name])
         where = f"{said(self._file.path)}: line {line.number}"
-        if len(self._kinds) >= files.MOST_COLUMNS:
-            raise BadFile(f"{where} has the {len(self._kinds) + 1}th name; only .jsonl output carries so many columns")
-        if surrogates(name) and not self._as_text:
-            raise BadFile(f"{where} has a name that is no Unicode; only .jsonl output carries it")
-        self._kinds[name] = None
+        if not self._as_text:
+            if len(self._kinds) == files.MOST_COLUMNS:
+                raise BadFile(f"{where} has a name beyond {files.MOST_COLUMNS:,} others; only .jsonl carries so many")
+            if surrogates(name):
+                raise BadFile(f"{where} has a name that is no Unicode, {said(name)!r}; only .jsonl output carries it")
+        if len(self._kinds) < files.MOST_COLUMNS or name == self._column:
+            self._kinds[name] = None
 
     def _input_type(self) -> pa.DataType:
         ids = pa.list_(pa.int64())
@@ -145,18 +151,24 @@ class _JsonLines:
         self._file.check()
 
     def _line(self, number: int, text: str, bad: bool) -> Line:
+        nothing, begin = Object(), _space(text, 0).end()
+        if not text.startswith("{", begin):
+            return Line(number, text, nothing, 0, bad, "the line is no JSON object: it does not begin with {")
         try:
-            members, seam = _members(text)
+            members, end = parse(text, begin)
         except RecursionError:
-            return Line(number, text, [], 0, bad, "the line is nested too deeply")
-        except ValueError as error:
-            return Line(number, text, [], 0, bad, f"the line is no JSON object: {_why(error)}")
-        if bad and any(_byte.search(member.name) for member in members):
-            return Line(number, text, [], 0, bad, "a name in the line is not UTF-8")
-        return Line(number, text, members, seam, bad, None)
+            return Line(number, text, nothing, 0, bad, "the line is nested too deeply")
+        except json.JSONDecodeError as error:
+            sentence = f"the line is no JSON object: {error.msg} at character {error.pos}"
+            return Line(number, text, nothing, 0, bad, sentence)
+        if _space(text, end).end() != len(text):
+            return Line(number, text, nothing, 0, bad, f"something follows the JSON object at character {end}")
+        if bad and any(_byte.search(name) for name, _ in members):
+            return Line(number, text, nothing, 0, bad, "a name in the line is not UTF-8")
+        return Line(number, text, members, len(text[: end - 1].rstrip(" \t\r\n")), bad, None)
 
     def _value(self, line: Line) -> object:
-        return next((member.value for member in line.members if member.name == self._column), None)
+        return next((value for name, value in line.members if name == self._column), None)
 
     # --- lines -> Rows
 
@@ -185,7 +197,7 @@ class _JsonLines:
         """(the input, null where there is none; code and sentence of the row's fault)."""
         if line.fault:
             return None, ("SCHEMA", line.fault)
-        names = [member.name for member in line.members]
+        names = [name for name, _ in line.members]
         if len(set(names)) < len(names):
             matters = [self._column] if self._as_text else names
             twice = next((name for name in matters if names.count(name) > 1), None)
@@ -207,65 +219,41 @@ class _JsonLines:
 
     def _table(self, lines: list[Line]) -> pa.RecordBatch:
         cells: dict[str, list[object]] = {name: [None] * len(lines) for name in self._kinds}
+        as_json = {name for name, kind in self._kinds.items() if kind == JSON}
         for row, line in enumerate(lines):
-            for member in line.members:
-                value, text = member.value, None
-                if line.bad_bytes:
-                    value, text = self._clean(line, member, count=True)
-                kind = self._kinds[member.name]
-                if value is not None and kind == JSON:
-                    value = text or line.text[member.begin : member.end]
-                elif value is not None:
-                    value = typed(value, kind)
-                cells[member.name][row] = value
+            members = line.members
+            if line.bad_bytes or any(name in as_json for name, _ in members):
+                cleaned = self._cleaned(line, count=True)
+                members = [(name, text if name in as_json else value) for name, value, text in cleaned]
+            for name, value in members:
+                cells[name][row] = value if name in as_json else typed(value, self._kinds[name])
         arrays = [pa.array(cells[name], arrow_type(kind)) for name, kind in self._kinds.items()]
-        schema = pa.schema([pa.field(name, array.type) for name, array in zip(cells, arrays, strict=True)])
-        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+        return pa.RecordBatch.from_arrays(arrays, names=list(cells))
 
-    def _clean(self, line: Line, member: Member, count: bool) -> tuple[object, str | None]:
-        """(value, its text) with bytes that are no UTF-8 as escapes."""
-        text = line.text[member.begin : member.end]
-        if not _byte.search(text):
-            return member.value, text
-        if count:
-            self._escaped.add(f"column {member.name}, line {line.number}")
-        text = _byte.sub(lambda found: f"\\\\x{ord(found[0]) - 0xDC00:02x}", text)
-        return parse_value(text, 0)[0], text
-
-
-def _members(text: str) -> tuple[list[Member], int]:
-    """(members, where another can follow). Raises ValueError or RecursionError where the line is no object."""
-    members: list[Member] = []
-    at = _space(text, 0).end()
-    if not text.startswith("{", at):
-        raise ValueError("it does not begin with {")
-    seam = at + 1
-    at = _space(text, seam).end()
-    while members or not text.startswith("}", at):
-        if not text.startswith('"', at):
-            raise ValueError(f"a name is missing at character {at}")
-        name, at = parse_value(text, at)
-        at = _space(text, at).end()
-        if not text.startswith(":", at):
-            raise ValueError(f"a colon is missing at character {at}")
-        begin = _space(text, at + 1).end()
-        value, seam = parse_value(text, begin)
-        members.append(Member(name, value, begin, seam))
-        at = _space(text, seam).end()
-        if text.startswith("}", at):
-            break
-        if not text.startswith(",", at):
-            raise ValueError(f"a comma is missing at character {at}")
-        at = _space(text, at + 1).end()
-    if _space(text, at + 1).end() != len(text):
-        raise ValueError(f"something follows the object at character {at + 1}")
-    return members, seam
+    def _cleaned(self, line: Line, count: bool = False) -> list[tuple[str, object, str | None]]:
+        """(name, value, the value's text, None of a null), with bytes that are no UTF-8 as escapes."""
+        found = []
+        for (name, value), (begin, end) in zip(line.members, _spans(line.text, len(line.members)), strict=True):
+            text = line.text[begin:end]
+            if line.bad_bytes and _byte.search(text):
+                if count:
+                    self._escaped.add(f"column {said(name)}, line {line.number}")
+                text = _byte.sub(lambda byte: f"\\\\x{ord(byte[0]) - 0xDC00:02x}", text)
+                value = parse(text, 0)[0]
+            found.append((name, value, None if value is None else text))
+        return found
 
 
-def _why(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos}"
-    return str(error)
+def _spans(text: str, members: int) -> list[tuple[int, int]]:
+    """Where the values of an object's members stand in its text, which is known to be good."""
+    spans, at = [], text.find("{")
+    for _ in range(members):
+        _, at = parse(text, _space(text, at + 1).end())
+        begin = _space(text, text.index(":", at) + 1).end()
+        _, end = parse(text, begin)
+        spans.append((begin, end))
+        at = _space(text, end).end()
+    return spans
 
 
 def _bytes(text: str) -> bytes:

@@ -42,10 +42,10 @@ parse = _decoder.raw_decode  # text, place -> value, place behind it; ValueError
 def kind_of(value: object, depth: int = 0) -> Kind:
     if value is None:
         return None
+    if type(value) is str:
+        return TEXT if value.isascii() or not surrogates(value) else JSON
     if isinstance(value, Number):
         return _number(value)
-    if isinstance(value, str):
-        return JSON if surrogates(value) else TEXT
     if isinstance(value, bool):
         return BOOL
     if depth == DEEPEST:

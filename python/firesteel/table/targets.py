@@ -78,7 +78,8 @@ class ParquetTarget(Target):
         self._writer = pq.ParquetWriter(self._beside, self._schema, version="2.6", use_dictionary=named)
 
     def write(self, rows: Rows, results: pa.Array) -> None:
-        if results.null_count:  # they still span their numbers in the engine's memory, which no older pyarrow writes
+        inner = results.flatten()[0] if pa.types.is_struct(results.type) else results
+        if inner.null_count:  # they still span their numbers in the engine's memory, which no older pyarrow writes
             results = results.take(pa.array(range(len(results))))
         batch = pa.RecordBatch.from_arrays([*rows.carried.columns, results], schema=self._schema)
         self._waiting.append(batch)
