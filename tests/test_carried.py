@@ -139,14 +139,10 @@ def test_csv_to_csv_keeps_every_byte(file):
     assert report.rows == len(file.records) and report.failed.total() == len(codes) and report.nulls == 0
     assert dict(report.failed) == {code: codes.count(code) for code in codes}
     assert report.exit_code == (3 if codes else 0) and report.escaped == ""
-    parsed = list(
-        csv.reader(
-            io.StringIO(out.removeprefix(b"\xef\xbb\xbf").decode("latin-1"), newline=""),
-            delimiter=file.delimiter.decode(),
-        )
-    )
-    for (_, row), found in zip(file.records, parsed[1:], strict=True):
-        assert [cell.encode("latin-1") for cell in found[: len(row)]] == row
+    text = out.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"\1").decode("latin-1")  # before 3.11 csv takes no NUL
+    _, *parsed = csv.reader(io.StringIO(text, newline=""), delimiter=file.delimiter.decode())
+    for (_, row), found in zip(file.records, parsed, strict=True):
+        assert [cell.encode("latin-1") for cell in found[: len(row)]] == [cell.replace(b"\0", b"\1") for cell in row]
 
 
 @MANY
@@ -619,7 +615,7 @@ def test_files_of_a_folder_may_lack_columns(tmp_path):
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"text": ["a"], "old": [1]}), tmp_path / "in" / "a.parquet")
     pq.write_table(pa.table({"new": ["x"], "text": ["b"]}), tmp_path / "in" / "b.parquet")
-    table = pq.ParquetFile(carry(tmp_path / "in", ".parquet")[1]).read().drop_columns(["v"])
+    table = pq.ParquetFile(carry(tmp_path / "in", ".parquet")[1]).read().select(["text", "old", "new"])
     assert table.to_pylist() == [{"text": "a", "old": 1, "new": None}, {"text": "b", "old": None, "new": "x"}]
 
 

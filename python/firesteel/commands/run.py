@@ -140,9 +140,11 @@ class _Tally:
         failed = self._report.failed.total()
         if self._computed >= CHECKED_ROWS and failed > self._job.max_errors * self._computed:
             code, times = self._report.failed.most_common(1)[0]
+            hint = "; a file in another encoding has to be saved as UTF-8 first" if code == "BAD_UTF8" else ""
             raise BadRow(
                 f"{said(self._source)}: {failed:,} of the first {self._computed:,} rows cannot be computed, and "
-                f"--max-errors is {self._job.max_errors:g}; {times:,} of them are {code}, as {self._example[code]}"
+                f"--max-errors is {self._job.max_errors:g}; {times:,} of them are {code}, as "
+                f"{self._example[code]}{hint}"
             )
 
 

@@ -168,7 +168,8 @@ def _lists(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
     else:
         lengths = pc.list_value_length(array).to_pylist()
     ends = [0, *accumulate(length or 0 for length in lengths)]
-    values = array.flatten()  # those of lists that are null are left out
+    # Those of lists that are null are left out; where all are, older pyarrow finds nothing to put together.
+    values = array.flatten() if array.null_count < len(array) else pa.nulls(0, kind.value_type)
     if pa.types.is_floating(kind.value_type) and not values.null_count and not pa.types.is_float16(kind.value_type):
         digits = values.cast(pa.string())
         if not pc.any(pc.match_substring_regex(digits, "^(-?[0-9]+|nan|-?inf)$")).as_py():  # vectors, in C
