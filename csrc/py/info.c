@@ -280,19 +280,20 @@ static int64_t *lengths_from(PyObject *sequence, Py_ssize_t *count) {
 }
 
 PyDoc_STRVAR(trace_doc,
-             "trace(config, lengths, targets=None)\n--\n\n"
+             "trace(config, lengths, targets=None, name='config')\n--\n\n"
              "The ops that one batch of rows of these lengths (tokens) runs, a line each, from the measure\n"
              "backend: no weights are read. Rows are embedded with mean pooling; a model with a decoder\n"
-             "gives hidden states of targets of the lengths `targets`, by default those of the rows. Raises\n"
-             "ConfigError, and ValueError where there are not as many targets as rows.");
+             "gives hidden states of targets of the lengths `targets`, by default those of the rows. name:\n"
+             "the model's folder, which sentences name. Raises ConfigError, and ValueError where there are\n"
+             "not as many targets as rows.");
 
-static PyObject *trace_of(PyObject *module, PyObject *config, const int64_t *lengths, const int64_t *targets,
-                          Py_ssize_t count) {
+static PyObject *trace_of(PyObject *module, PyObject *config, const char *name, const int64_t *lengths,
+                          const int64_t *targets, Py_ssize_t count) {
     fs_py_checkpoint c;
     fs_settings settings;
     fs_task task = { .kind = FS_TASK_EMBED, .pooling_count = 1, .pooling = { FS_POOL_MEAN }, .normalize = 1 };
     char *text = NULL;
-    if (fs_py_checkpoint_from(&c, config, NULL, NULL, "config") < 0) return NULL;
+    if (fs_py_checkpoint_from(&c, config, NULL, NULL, name) < 0) return NULL;
     fs_status st = fs_settings_read(&settings, &c.checkpoint, "fp32");
     if (st == FS_OK && settings.targets != FS_NOTHING) task = (fs_task){ .kind = FS_TASK_HIDDEN_STATES };
     if (st == FS_OK) st = fs_plan_trace(&text, &settings, &task, lengths, targets, count);
@@ -306,10 +307,11 @@ static PyObject *trace(PyObject *module, PyObject *args) {
     PyObject *config, *sequence, *targets = Py_None, *result = NULL;
     Py_ssize_t count, target_count;
     int64_t *lengths, *target_lengths;
-    if (!PyArg_ParseTuple(args, "OO|O", &config, &sequence, &targets)) return NULL;
+    const char *name = "config";
+    if (!PyArg_ParseTuple(args, "OO|Os", &config, &sequence, &targets, &name)) return NULL;
     if (!(lengths = lengths_from(sequence, &count))) return NULL;
     target_lengths = lengths_from(targets == Py_None ? sequence : targets, &target_count);
-    if (target_lengths && target_count == count) result = trace_of(module, config, lengths, target_lengths, count);
+    if (target_lengths && target_count == count) result = trace_of(module, config, name, lengths, target_lengths, count);
     else if (target_lengths)
         PyErr_Format(PyExc_ValueError, "there are %zd targets and %zd rows; each row has one", target_count, count);
     fs_free(target_lengths);

@@ -130,6 +130,7 @@ def plan(
     dtype: str = "auto",
     parallel: str | None = None,
     cpu_path: str | None = None,
+    name: str = "config",  # the model's folder, which sentences name
 ) -> dict[str, object]: ...
 
 # Raises the ConfigError that Engine would raise for these options on any machine, without asking this one what it has.
@@ -142,7 +143,10 @@ def check_options(
     cpu_path: str | None = None,
     threads: int = 0,
     config: dict[str, object] | None = None,
+    name: str = "config",
 ) -> None: ...
 
 # the ops one batch runs, from the measure backend
-def trace(config: dict[str, object], lengths: Sequence[int], targets: Sequence[int] | None = None) -> str: ...
+def trace(
+    config: dict[str, object], lengths: Sequence[int], targets: Sequence[int] | None = None, name: str = "config"
+) -> str: ...

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import _core
+from ..host.values import text_of
 from ..model.checkpoint import config_and_tensors
 from ..model.locate import seen
 from .options import byte_count, engine_options
@@ -167,7 +168,10 @@ def plan(
     """
     options = engine_options(devices=devices, parallel=parallel, dtype=dtype, cpu_path=cpu_path)
     sizes = memory if isinstance(memory, (list, tuple)) else [memory]
-    config, tensors = (dict(model), []) if isinstance(model, Mapping) else config_and_tensors(seen(model))
+    if isinstance(model, Mapping):
+        folder, config, tensors = "config", dict(model), []
+    else:
+        folder, config, tensors = config_and_tensors(seen(model))
     if not tensors:  # one entry that says what the weights would be saved in
         saved = _SAVED.get(str(config.get("torch_dtype") or config.get("dtype")), "F32")
         tensors = [("weights", saved, (1,), 0, 0, 4)]
@@ -176,9 +180,10 @@ def plan(
         tensors=tensors,
         devices=options["devices"],
         memory=[byte_count(size, "memory") for size in sizes],
-        dtype=dtype,
-        parallel=parallel,
-        cpu_path=cpu_path,
+        dtype=options["dtype"],
+        parallel=options["parallel"],
+        cpu_path=options["cpu_path"],
+        name=text_of(folder),
     )
     title = f"{config['model_type']}, {said['layers']} layers, {said['dtype']}, {_size(said['weights'])} of weights"
     return placement_of(title, said, _advice(said))

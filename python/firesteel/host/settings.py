@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from .. import _core
 from .task import local_property
+from .values import plain
 
 
 def seconds(knob: str, option: float | None = None) -> float:
@@ -20,9 +21,9 @@ def seconds(knob: str, option: float | None = None) -> float:
 
 def number(knob: str, unit: str, option: float | None = None) -> float:
     preset = next(row["default"] for row in _core.knobs() if row["name"] == knob)
-    said = os.environ.get(f"FIRESTEEL_{knob}") or preset if option is None else option
+    said = os.environ.get(f"FIRESTEEL_{knob}") or preset if option is None else plain(option)
     try:
-        value = float(said)
+        value = -1.0 if isinstance(said, bool) else float(said)
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value < math.inf:

@@ -5,6 +5,7 @@ Spark is asked where it is in the process already, and never imported: a worker 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -30,3 +31,15 @@ def all_gpus() -> list[str] | None:
     if given is None or not given.addresses or local_property(GPUS) != str(len(given.addresses)):
         return None
     return [str(address) for address in given.addresses]
+
+
+def files_root() -> str | None:
+    """Where Spark puts on this machine what it ships (spark.archives, addArchive, addFile); None where nothing is.
+
+    A driver of Spark Connect has no such place.
+    """
+    files = getattr(sys.modules.get("pyspark"), "SparkFiles", None)
+    try:
+        return os.path.abspath(files.getRootDirectory()) if files is not None else None
+    except Exception:  # a driver without a session, or one whose JVM is gone
+        return None

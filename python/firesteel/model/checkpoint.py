@@ -76,8 +76,8 @@ class Checkpoint:
         )
 
 
-def config_and_tensors(model: str | os.PathLike[str]) -> tuple[dict[str, object], list[Tensor]]:
-    """config.json of a model folder and the table of its tensors, which is empty where no weights are there.
+def config_and_tensors(model: str | os.PathLike[str]) -> tuple[str, dict[str, object], list[Tensor]]:
+    """The folder of config.json, what it says, and the table of tensors, which is empty where no weights are there.
 
     Raises CheckpointError and ConfigError as Checkpoint.open does.
     """
@@ -85,7 +85,7 @@ def config_and_tensors(model: str | os.PathLike[str]) -> tuple[dict[str, object]
     modules = read_modules(root)
     folder = modules[0].folder if modules else root
     config = _config(folder)
-    return config, read_tensors(folder, config)[1] if has_weights(folder) else []
+    return folder, config, read_tensors(folder, config)[1] if has_weights(folder) else []
 
 
 def files_read(model: str | os.PathLike[str], weights: bool = True) -> list[str]:
