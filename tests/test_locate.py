@@ -55,9 +55,22 @@ def test_folders_by_every_spelling(tmp_path, monkeypatch):
         ("dbfs:///models/minilm", "/dbfs/models/minilm"),
         ("dbfs:/Volumes/main/default/minilm", "/Volumes/main/default/minilm"),
         ("/Volumes/main/default/minilm", "/Volumes/main/default/minilm"),
-        ("./no/such", f"{os.getcwd()}/no/such"),
-        ("a/b/c", f"{os.getcwd()}/a/b/c"),
-        ("none", f"{os.getcwd()}/none"),
+        ("/models/../models//minilm/", "/models/minilm"),
+        ("file:///models/minilm", "/models/minilm"),
+        ("file:/models/minilm/", "/models/minilm"),
+        ("FILE://localhost/models/minilm", "/models/minilm"),
+        (Path("file:///models/minilm"), "/models/minilm"),
+        ("file:////models/minilm", "/models/minilm"),
+        ("file:///a%20b/%C3%A9t%C3%A9", "/a b/\u00e9t\u00e9"),
+        ("file:/a b/c%zz", "/a b/c%zz"),
+        ("file:///bytes/%FF", "/bytes/\udcff"),
+        ("./no/such", "./no/such"),
+        ("no/such/", "./no/such"),
+        ("a/b/../c/d/", "./a/c/d"),
+        ("../none", "../none"),
+        (".none", "./.none"),
+        ("none", "./none"),
+        (np.str_("none"), "./none"),
     ],
 )
 def test_paths_need_not_be_there_to_be_resolved(given, path):
@@ -71,7 +84,28 @@ def test_paths_need_not_be_there_to_be_resolved(given, path):
         ("", ["model is ''"]),
         ("a\0b", ["belongs there"]),
         (b"model", ["as a string"]),
-        ("s3://bucket/model", ["s3://bucket/model: cannot be opened", "copy the model"]),
+        ("s3://bucket/model", ["s3://bucket/model: cannot be opened", "copy the model", "a Volume"]),
+        ("s3a://bucket/model", ["s3a://bucket/model: cannot be opened", "copy the model"]),
+        (Path("gs://bucket/model"), ["gs:/bucket/model: cannot be opened", "copy the model"]),
+        ("abfss://c@account.dfs.core.windows.net/model", ["cannot be opened", "copy the model to a folder"]),
+        ("hdfs:///models/minilm", ["hdfs:///models/minilm: cannot be opened", "copy the model"]),
+        ("https://example.com/org/name", ["https://example.com/org/name: cannot be opened"]),
+        ("https://huggingface.co/org/name", ["an address of the hub", 'give the id of a model there: "org/name"']),
+        ("https://huggingface.co/org/name/", ['there: "org/name"']),
+        ("http://hf.co/org/name?library=x", ['there: "org/name"']),
+        (Path("https://huggingface.co/org/name"), ['there: "org/name"']),
+        ("https://www.huggingface.co/org/name.v2/tree/v1.0/sub", ['there: "org/name.v2@v1.0"']),
+        ("https://huggingface.co/org/name/blob/main/config.json", ['there: "org/name@main"']),
+        ("https://huggingface.co/bert-base-uncased", ['there: "org/name"']),
+        ("https://huggingface.co/datasets/org/name", ['there: "org/name"']),
+        ("hf://org/name@v1", ['there: "org/name@v1"']),
+        ("runs:/0123/model", ["mlflow.register_model", '"models:/name/version"']),
+        ("file://models/minilm", ["names another host, models", "file:///models/minilm"]),
+        ("file://server:80/share", ["names another host, server:80"]),
+        ("file:minilm", ["takes a path from the root, as file:///models/minilm"]),
+        ("file:", ["takes a path from the root"]),
+        ("file://localhost", ["takes a path from the root"]),
+        ("file:///a%00b", ["has a NUL"]),
         ("models:/a/b/c", ["is no model of MLflow"]),
         ("models:", ["is no model of MLflow"]),
     ],
@@ -84,6 +118,100 @@ def test_engine_plan_and_connect_take_every_form(tmp_path, monkeypatch):
     """They ask locate, all of them: a form that only it knows is refused by its sentence."""
     for ask in (firesteel.Engine, firesteel.connect, firesteel.plan, firesteel.embed_udf, firesteel.hidden_states_udf):
         fails(firesteel.CheckpointError, "s3://bucket/model", "s3://bucket/model: cannot be opened", ask=ask)
+
+
+# --- relative folders, and where Spark puts what it ships ------------------------------------------------------------
+
+
+@pytest.fixture
+def ships(tmp_path, monkeypatch) -> Path:
+    """Stands in for pyspark, with the one thing that is asked of it: the folder of shipped files. An empty directory is
+    the working one."""
+    root = tmp_path / "shipped files"
+    root.mkdir()
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    spark = types.ModuleType("pyspark")
+    spark.SparkFiles = types.SimpleNamespace(getRootDirectory=lambda: str(root))
+    spark.TaskContext = types.SimpleNamespace(get=lambda: "a task")
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    return root
+
+
+@pytest.mark.parametrize("given", ["minilm", "./minilm/", "models/minilm", "./a/b/minilm", Path("minilm")], ids=str)
+def test_a_relative_folder_is_found_where_it_is_shipped(ships, given):
+    model = tiny.write(ships / given)
+    located = locate.resolve(given)
+    assert located.name == f"./{Path(given)}"  # each machine has its own place for it
+    assert locate.find(located) == str(model) == locate.here(located)
+    seen, folder = locate.describe(located)
+    assert folder == str(model) and dict(seen.files).keys() >= {"config.json", "model.safetensors"}
+
+
+def test_the_working_directory_comes_first(ships, tmp_path):
+    here, shipped = tiny.write(tmp_path / "working" / "minilm", seed=1), tiny.write(ships / "minilm")
+    assert locate.resolve("minilm") == Located(str(here))  # a driver that has it means its own
+    located = Located("./minilm")
+    assert locate.find(located) == str(here)
+    shutil.rmtree(here)
+    assert locate.find(located) == str(shipped)
+    (tmp_path / "working" / "minilm").write_text("the archive that was unpacked under its own name")
+    assert locate.find(located) == str(shipped)
+    assert locate.resolve("minilm") == located
+
+
+def test_a_shipped_folder_with_other_files_is_named(ships, tmp_path):
+    tiny.write(ships / "minilm")
+    located = described("minilm")
+    other = tiny.write(tmp_path / "working" / "minilm", act="relu")
+    fails(firesteel.CheckpointError, located, f"{other}/config.json: differs from the file that the driver saw")
+
+
+@pytest.mark.parametrize("given", ["minilm", "./models/minilm", "../minilm"])
+def test_a_relative_folder_that_is_nowhere(ships, tmp_path, given):
+    working = str(tmp_path / "working")
+    fails(firesteel.CheckpointError, Located(locate.resolve(given).name), "no such folder", working, str(ships))
+
+
+def test_a_relative_folder_outside_of_spark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    fails(firesteel.CheckpointError, "minilm", f"no such folder in the working directory ({tmp_path})", '"org/minilm"')
+    fails(firesteel.CheckpointError, "./a/b", f"./a/b: no such folder in the working directory ({tmp_path})")
+
+
+def test_a_driver_without_a_place_for_files(tmp_path, monkeypatch):
+    """As with Spark Connect, or before there is a session."""
+    monkeypatch.chdir(tmp_path)
+
+    def none():
+        raise AssertionError
+
+    spark = types.ModuleType("pyspark")
+    spark.SparkFiles = types.SimpleNamespace(getRootDirectory=none)
+    monkeypatch.setitem(sys.modules, "pyspark", spark)
+    assert locate.describe(locate.resolve("./minilm")) == (Located("./minilm"), None)
+
+
+def test_a_working_directory_that_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    model = tiny.write(tmp_path / "model")
+    assert locate.find(model) == str(model)
+    fails(firesteel.CheckpointError, "./minilm", "the working directory (which was removed)")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_escapes_of_a_uri_are_escapes_unless_they_are_the_name(tmp_path):
+    literal = tiny.write(tmp_path / "a%20b")
+    assert locate.find(f"file://{literal}") == str(literal)  # as Hadoop writes it
+    spaced = tiny.write(tmp_path / "a b")
+    assert locate.find(f"file://{literal}") == str(spaced)
+    assert locate.find(spaced.as_uri()) == str(spaced)
+    assert locate.find(literal.as_uri()) == str(literal)
+    with firesteel.Engine(literal.as_uri(), devices="cpu", threads=1) as engine:
+        assert engine.embed(["a row"]).shape == (1, 48)
 
 
 # --- the same files everywhere ----------------------------------------------------------------------------------------
@@ -412,6 +540,7 @@ def test_an_alias_is_a_version_from_then_on(registry, tmp_path):
     located = locate.resolve("models:/main.ai.minilm@champion")
     assert located.name == "models:/main.ai.minilm/3"
     assert locate.resolve("models:/main.ai.minilm/Staging") == located == locate.resolve("models:/main.ai.minilm/3")
+    assert locate.resolve("models:/main.ai.minilm/3/") == located
     assert locate.resolve("models:/main.ai.minilm/latest").name == "models:/main.ai.minilm/4"
     registry.aliases["main.ai.minilm", "champion"] = "4"
     with firesteel.Engine(located, devices="cpu") as engine:

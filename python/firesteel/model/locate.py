@@ -7,7 +7,10 @@
 A Located travels from Spark's driver to its executors and means the same on all of them. Libraries of the registries
 are imported where a name of theirs is given, and only then.
 
-    a folder             "/models/minilm", "~/minilm", any os.PathLike; a folder of that name comes before a hub's id
+    a folder             "/models/minilm", "~/minilm", "file:///models/minilm", any os.PathLike; a folder of that name
+                         comes before a hub's id
+    a relative folder    "minilm", "./minilm": of the working directory where it is there; else it stays relative, and
+                         whoever opens it looks in its own, then where Spark puts what it ships (SparkFiles)
     Databricks           "/Volumes/...", "/Workspace/...", "dbfs:/..." (which is /dbfs/...)
     MLflow               "models:/name/3", "models:/name@alias", "models:/name/Staging", "models:/name/latest"
     Hugging Face         "org/name", "org/name@revision"
@@ -20,23 +23,29 @@ import hashlib
 import os
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 
 from .._core import CheckpointError, ConfigError
+from ..host import task
 from . import node_cache
 from .checkpoint import NAMES_READ, TOKENIZER_FILES, files_read
-from .files import absolute, exists, opened, path_of, there, unreadable
+from .files import exists, opened, path_of, there, unreadable
 from .safetensors import INDEX
 
-FORMS = 'a folder, "dbfs:/...", "models:/name/version" or a hub id "org/name@revision"'
+FORMS = 'a folder, "file:///...", "dbfs:/...", "models:/name/version" or a hub id "org/name@revision"'
 SAMPLES = 16  # blocks of a file of weights that are looked at: models of one shape have one header
 SAMPLE_BYTES = 4096
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", re.ASCII)
 _MODELS = re.compile(r"models:/+([^/@]+)(?:/([^/@]+)|@([^/@]+))?")
+_RELATIVE = ("./", "../")  # how the name of a relative folder begins
+_URI = re.compile(r"([A-Za-z][\w+.-]*):/", re.ASCII)
+_HUB_PAGE = re.compile(r"(?:https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/*(.*)", re.IGNORECASE)
+_IN_HUB = re.compile(r"(?!datasets/|spaces/)([\w.-]+/[\w.-]+)(?:(?:/(?:tree|blob|resolve)/|@)([\w.-]+))?(?:[/?#].*)?")
 _SMALL = [
     *NAMES_READ,
     "adapter_config.json",
@@ -51,7 +60,7 @@ _WEIGHTS = ["model.safetensors", "model-*.safetensors", "[0-9]*_*/model*.safeten
 class Located(os.PathLike[str]):
     """A model, by a name that does not move, and what the machine that resolved it knows."""
 
-    name: str  # absolute path, "models:/name/3", "org/name@commit"
+    name: str  # absolute path, or one that begins with ./ or ../, "models:/name/3", "org/name@commit"
     files: tuple[tuple[str, str], ...] = ()  # name in the folder -> digest, of the files that were seen; sorted
     stamp: str = (
         ""  # of a folder: sizes and times where it was seen, which tell a model saved anew and no machine apart
@@ -77,19 +86,24 @@ def resolve(model: str | os.PathLike[str]) -> Located:
     """
     if isinstance(model, Located):
         return model
-    given = path_of(model, FORMS)
+    given = str(path_of(model, FORMS))
     if given.startswith("dbfs:/"):
         path = os.path.normpath("/" + given.removeprefix("dbfs:").lstrip("/"))
         return Located(path if path.startswith("/Volumes/") else f"/dbfs{path}")
     if given.startswith("models:"):
-        return _resolve_mlflow(given)
-    path = absolute(given)
-    if exists(path):
-        return Located(path)
-    if re.match(r"[A-Za-z][\w+.-]*:/", given):
-        raise CheckpointError(f"{given}: cannot be opened; {FORMS} can be: copy the model to a folder")
+        return _resolve_mlflow(given.rstrip("/"))
+    if given[:5].lower() == "file:":
+        return Located(_path_of_uri(given))
+    path = os.path.normpath(os.path.expanduser(given))
+    found = _first_there(path)
+    if found is not None and found != _shipped(path):
+        return Located(found)
+    if found is None and (scheme := _URI.match(given)):
+        raise CheckpointError(_elsewhere(given, scheme[1].lower()))
     match = _HUB.fullmatch(given)
-    return _resolve_hub(given, *match.groups()) if match and given[0] not in "./~" else Located(path)
+    if found is None and match and given[0] not in "./~":
+        return _resolve_hub(given, *match.groups())
+    return Located(path if path.startswith(("/", "../")) else f"./{path}")
 
 
 def describe(located: Located) -> tuple[Located, str | None]:
@@ -110,13 +124,11 @@ def find(model: str | os.PathLike[str]) -> str:
     """
     located = resolve(model)
     kind = _kind(located.name)
-    folder = {"hub": _fetch_hub, "mlflow": _fetch_mlflow}[kind](located) if kind != "folder" else located.name
-    if kind == "folder" and located.files:
-        _still_there(located)
-    folder = node_cache.near(folder)
+    folder = {"hub": _fetch_hub, "mlflow": _fetch_mlflow, "folder": _own_folder}[kind](located)
+    copy = node_cache.near(folder)
     if located.files:
-        _compare(located, folder)
-    return folder
+        _compare(located, copy, folder if kind == "folder" else None)
+    return copy
 
 
 def seen(model: str | os.PathLike[str]) -> str:
@@ -125,8 +137,30 @@ def seen(model: str | os.PathLike[str]) -> str:
     return _seen_here(located) or find(located)
 
 
-def _kind(name: str) -> str:
+def here(located: Located) -> str | None:
+    """Where a folder that has a path lies on this machine; None where it does not, and for models of a registry."""
+    return _first_there(located.name) if _kind(located.name) == "folder" else None
+
+
+def unseen(located: Located) -> str:
+    """One line on a folder that this machine, a driver, does not have; empty for models of a registry."""
+    name = located.name
+    if _kind(name) != "folder":
+        return ""
+    line = f"{name} is not on this machine; the first task will tell what is wrong with it, if anything is"
     if os.path.isabs(name):
+        return line
+    line += ", and looks for it in its working directory, then where Spark puts what it ships (spark.archives)"
+    return f'{line}; a hub id would be "org/{name[2:]}"' if _is_bare(name) else line
+
+
+def _is_bare(name: str) -> bool:
+    """Whether it may be a hub's, of which its owner was left out."""
+    return re.fullmatch(r"\./\w[\w.-]*", name, re.ASCII) is not None
+
+
+def _kind(name: str) -> str:
+    if os.path.isabs(name) or name.startswith(_RELATIVE):
         return "folder"
     return "mlflow" if name.startswith("models:") else "hub"
 
@@ -138,7 +172,93 @@ def _seen_here(located: Located) -> str | None:
     if kind == "mlflow":
         copy = node_cache.kept(_mlflow_key(located))
         return _model_inside(copy, located.name) if copy else None
-    return located.name if exists(located.name) else None
+    return _first_there(located.name)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _first_there(path: str) -> str | None:
+    """The absolute path of what is there, of a relative one in the working directory or among what Spark ships."""
+    places = [at for at in (_working(path), _shipped(path)) if at is not None]
+    # model.tgz may be the archive in one of them, and the folder that it was unpacked to in the other
+    return next(filter(os.path.isdir, places), None) or next(filter(exists, places), None)
+
+
+def _working(path: str) -> str | None:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # the directory was removed
+        return None
+
+
+def _shipped(path: str) -> str | None:
+    """None for an absolute path, where Spark ships nothing, and where it ships into the working directory."""
+    root = None if os.path.isabs(path) else task.files_root()
+    at = os.path.normpath(os.path.join(root, path)) if root is not None else None
+    return at if at != _working(path) else None
+
+
+def _own_folder(located: Located) -> str:
+    """The absolute path. Raises CheckpointError for a relative one that is nowhere, and one that the driver saw."""
+    name = located.name
+    if not os.path.isabs(name):
+        return _first_there(name) or _nowhere(name)
+    if located.files and node_cache.network_mount(name) is None and not exists(name):
+        raise CheckpointError(
+            f"{name}: no such folder; the driver saw it when the column function was made: it was moved or "
+            f"removed since, or this node does not have it"
+        )
+    return name
+
+
+def _nowhere(name: str) -> str:
+    working, root = _working("."), task.files_root()
+    places = f"the working directory ({working or 'which was removed'})"
+    if root is not None:
+        places += f", nor where Spark puts what it ships (SparkFiles: {root})"
+    first = name.removeprefix("./").partition("/")[0]
+    ways = f"ship it as spark.archives=FILE.tgz#{first}, or give a folder that every executor has"
+    if task.current() is None:
+        ways = "give the folder that holds config.json and *.safetensors"
+    if _is_bare(name):
+        ways += f', or of a hub the whole id, "org/{first}"'
+    raise CheckpointError(f"{name}: no such folder in {places}; {ways}")
+
+
+def _path_of_uri(given: str) -> str:
+    """The path of a file: URI, escapes decoded; Hadoop writes some without escapes, so what alone is there is meant."""
+    rest = given[5:]
+    host = ""
+    if rest.startswith("//") and not rest.startswith("///"):
+        host, slash, rest = rest[2:].partition("/")
+        rest = slash + rest
+    if host and host.lower() != "localhost":
+        raise CheckpointError(
+            f"{given}: names another host, {host}, whose files cannot be opened; a folder of this machine has three "
+            f"slashes: file:///{host}{rest}"
+        )
+    if not rest.startswith("/"):
+        raise CheckpointError(f"{given}: a file: URI takes a path from the root, as file:///models/minilm")
+    literal = os.path.normpath("/" + rest.lstrip("/"))
+    path = os.path.normpath(os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(literal))))
+    if "\0" in path:
+        raise CheckpointError(f"{given}: has a NUL in its path, which no folder has")
+    return literal if path != literal and os.path.exists(literal) and not os.path.exists(path) else path
+
+
+def _elsewhere(given: str, scheme: str) -> str:
+    """Why a URI of such a scheme is no folder, and what to give instead."""
+    if page := _HUB_PAGE.fullmatch(given):
+        found = _IN_HUB.fullmatch(page[1])
+        name = found[1] + (f"@{found[2]}" if found[2] else "") if found else "org/name"
+        return f'{given}: is an address of the hub; give the id of a model there: "{name}"'
+    if scheme in ("runs", "mlflow-artifacts"):
+        return f'{given}: cannot be opened; register the model (mlflow.register_model) and give "models:/name/version"'
+    return (
+        f"{given}: cannot be opened; {FORMS} can be: copy the model to a folder that every executor has, a Volume or "
+        f"a mount for one"
+    )
 
 
 # --- the same files everywhere ----------------------------------------------------------------------------------------
@@ -185,8 +305,9 @@ def _digest(path: str) -> str:
     return made.hexdigest()[:16]
 
 
-def _compare(located: Located, folder: str) -> None:
-    before, now = dict(located.files), dict(fingerprint(folder))
+def _compare(located: Located, copy: str, folder: str | None) -> None:
+    """`folder`: what a sentence calls the place of the files; None: by the model's name."""
+    before, now = dict(located.files), dict(fingerprint(copy))
     if not located.with_weights:
         now = {name: digest for name, digest in now.items() if not name.endswith((".safetensors", INDEX))}
     for name in sorted(before.keys() | now.keys()):
@@ -197,21 +318,10 @@ def _compare(located: Located, folder: str) -> None:
             fault = "is missing here; the driver saw it"
         elif name not in before:
             fault = "is here; the driver did not see it"
+        path = os.path.join(folder, name) if folder is not None else f"{located.name}, {name}"
         raise CheckpointError(
-            f"{_path_in(located.name, name)}: {fault} when the column function was made; the model was changed since: "
+            f"{path}: {fault} when the column function was made; the model was changed since: "
             f"make the function again, or nodes have different files: give all of them the same"
-        )
-
-
-def _path_in(name: str, file: str) -> str:
-    return os.path.join(name, file) if _kind(name) == "folder" else f"{name}, {file}"
-
-
-def _still_there(located: Located) -> None:
-    if node_cache.network_mount(located.name) is None and not exists(located.name):
-        raise CheckpointError(
-            f"{located.name}: no such folder; the driver saw it when the column function was made: it was moved or "
-            f"removed since, or this node does not have it"
         )
 
 
@@ -244,7 +354,8 @@ def _fetch_hub(located: Located) -> str:
 
 
 def _snapshot(given: str, repository: str, revision: str | None, patterns: list[str], **options: bool) -> str:
-    hub = _library("huggingface_hub", "hub", f"{given}: no such folder; as a hub id it")
+    none = f'{given}: no such folder (one that only executors have begins with "./")'
+    hub = _library("huggingface_hub", "hub", f"{none}; as a hub id it")
     try:
         return str(hub.snapshot_download(repository, revision=revision, allow_patterns=patterns, **options))
     except Exception as error:
@@ -254,7 +365,8 @@ def _snapshot(given: str, repository: str, revision: str | None, patterns: list[
             ) from None
         raise CheckpointError(
             f"{given}: no such folder, and the hub does not give it ({_said(error)}); mind the name and the revision, "
-            f"set HF_TOKEN for a private model, or download it (hf download) and give its folder"
+            f"set HF_TOKEN for a private model, or download it (hf download) and give its folder; a folder that only "
+            f"executors have begins with ./"
         ) from None
 
 

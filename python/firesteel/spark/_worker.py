@@ -4,9 +4,9 @@
 
 By default they are in the executor's manager, which its workers share; with manager=False the worker has its own.
 Either is kept from task to task, as long as the worker lives, under a key made of content: the model with what its
-files looked like on the driver, or where it saw none look like here, the options, the knobs of the session. Running a
-cell again loads nothing again; a model that was saved anew is loaded anew. Spark may kill a worker at any time: nothing
-here needs a goodbye.
+files looked like on the driver, or where it saw none look like here, and where they lie, the options, the knobs of the
+session. Running a cell again loads nothing again; a model that was saved anew is loaded anew. Spark may kill a worker
+at any time: nothing here needs a goodbye.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ..engine.engine import Engine
 from ..host import settings, task
 from ..manager.remote import connect
-from ..model.locate import Located
+from ..model.locate import Located, here
 from ..model.tokenizer import set_threads
 
 KEPT = 3  # engines that no task is using; the one that was used longest ago goes first
@@ -76,9 +76,11 @@ def _look(model: str | Located) -> tuple[tuple[str, int, int], ...]:
     """What the files of a model's folder look like from outside; empty where there is no folder to look at."""
     found = []
     if isinstance(model, Located):
-        if model.files or not os.path.isabs(model.name):
-            return ()  # what the driver saw was compared when it was opened, and may be moved by now
-        model = model.name
+        # What the driver saw was compared when it was opened, and may be moved by now.
+        folder = None if model.files else here(model)
+        if folder is None:
+            return ()
+        model = folder
     try:
         for folder in (model, *(entry.path for entry in os.scandir(model) if entry.is_dir())):
             files = [(entry.path, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
