@@ -162,12 +162,68 @@ def test_long_texts_are_cut_at_the_folders_length(engine):
     np.testing.assert_array_equal(engine.embed([long], max_length=64), engine.embed(["the " * 62], max_length=64))
 
 
-def test_prompts_by_name_or_as_text(engine):
-    expected = engine.embed(["date: the table"])
-    for prompt in ("query", "date: "):
-        np.testing.assert_array_equal(engine.embed(["the table"], prompt=prompt), expected)
-    for prompt in (None, "", "empty"):
-        np.testing.assert_array_equal(engine.embed(["the table"], prompt=prompt), engine.embed(["the table"]))
+@pytest.mark.parametrize(
+    ("options", "before"),
+    [
+        ({"prompt_name": "query"}, "date: "),
+        ({"prompt": "date: "}, "date: "),
+        ({"prompt": "query: "}, "query: "),  # no name, and so a text
+        ({"prompt": "Query"}, "Query"),
+        ({"prompt_name": np.str_("query")}, "date: "),
+        ({"prompt": None, "prompt_name": None}, ""),
+        ({"prompt": ""}, ""),
+        ({"prompt_name": "empty"}, ""),
+        ({"prompt_name": "document"}, ""),  # known everywhere, as in sentence-transformers
+    ],
+    ids=str,
+)
+def test_prompts_by_name_and_as_text(engine, options, before):
+    expected = engine.embed([before + "the table"])
+    np.testing.assert_array_equal(engine.embed(["the table"], **options), expected)
+    found, _ = engine.start_embed(["the table"], **options).result()
+    np.testing.assert_array_equal(found, expected)
+
+
+PROMPTS = [
+    (
+        {"prompt_name": "quary"},
+        "is 'quary'; did you mean \"query\"? the model's prompts are query, document, empty, and",
+    ),
+    ({"prompt_name": "date: "}, "prompt_name is 'date: '; the model's prompts are query, document, empty, and prompt="),
+    ({"prompt_name": ""}, "prompt_name is ''; the model's prompts are"),
+    ({"prompt_name": 3}, "prompt_name is a int; a string or None belongs there"),
+    (
+        {"prompt": "query"},
+        "prompt is 'query', which is the name of one of the model's prompts; pass prompt_name='query'",
+    ),
+    ({"prompt": "document"}, "pass prompt_name='document', or as a text add what parts it from the row"),
+    ({"prompt": np.str_("empty")}, "pass prompt_name='empty'"),
+    (
+        {"prompt": "a: ", "prompt_name": "query"},
+        "prompt is 'a: ' and prompt_name is 'query'; give the text, or the name",
+    ),
+    ({"prompt": "", "prompt_name": "query"}, "prompt is '' and prompt_name is 'query'"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), PROMPTS, ids=[str(options) for options, _ in PROMPTS])
+def test_a_prompt_that_may_be_meant_otherwise_is_refused(engine, folder, options, words):
+    for ask in (lambda: engine.embed(["a"], **options), lambda: firesteel.embed_udf(folder, **options)):
+        with pytest.raises(RequestError) as refused:
+            ask()
+        assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_prompt_whose_text_is_its_name_may_be_given_either_way(tmp_path):
+    with opened_with(tmp_path, settings={"prompts": {"date": "date"}}) as engine:
+        np.testing.assert_array_equal(engine.embed(["a"], prompt="date"), engine.embed(["a"], prompt_name="date"))
+
+
+def test_a_folder_without_prompts(tmp_path):
+    with firesteel.Engine(tiny.write(tmp_path / "model")) as engine:
+        np.testing.assert_array_equal(engine.embed(["a"], prompt_name="query"), engine.embed(["a"]))
+        with pytest.raises(RequestError, match="prompt_name is 'passage'; the model's prompts are query, document"):
+            engine.embed(["a"], prompt_name="passage")
 
 
 def opened_with(tmp_path, **sentence):
@@ -179,6 +235,9 @@ def test_the_default_prompt_and_the_way_around_it(tmp_path, engine):
     with opened_with(tmp_path, settings=settings) as prompted:
         np.testing.assert_array_equal(prompted.embed(["the table"]), engine.embed(["date: the table"]))
         np.testing.assert_array_equal(prompted.embed(["the table"], prompt=""), engine.embed(["the table"]))
+        np.testing.assert_array_equal(
+            prompted.embed(["the table"], prompt_name="document"), engine.embed(["the table"])
+        )
         np.testing.assert_array_equal(prompted.embed([IDS[0]]), engine.embed([IDS[0]]))
 
 
@@ -238,8 +297,10 @@ def test_rows_that_are_no_rows(engine, rows):
 
 
 def test_a_prompt_for_token_ids_is_refused(engine):
-    with pytest.raises(RequestError, match="prompt goes before texts"):
-        engine.embed([IDS[0]], prompt="date: ")
+    for options in ({"prompt": "date: "}, {"prompt_name": "query"}):
+        with pytest.raises(RequestError, match="prompt goes before texts"):
+            engine.embed([IDS[0]], **options)
+    np.testing.assert_array_equal(engine.embed([IDS[0]], prompt_name="empty"), engine.embed([IDS[0]]))
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def compare_with_sentence_transformers(folder, rows, **options):
     model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     with firesteel.Engine(folder) as engine:
         found = engine.embed(rows, **options)
-    names = {"prompt": "prompt", "dimensions": "truncate_dim"}
+    names = {"prompt": "prompt", "prompt_name": "prompt_name", "dimensions": "truncate_dim"}
     theirs = {names[key]: value for key, value in options.items() if key in names}
     expected = np.concatenate([model.encode([text], convert_to_numpy=True, **theirs) for text in rows])
     off = [tiny.error_per_row(found[row], expected[row]) for row in range(len(rows))]
@@ -146,10 +146,29 @@ def test_folders_of_sentence_transformers(case, tmp_path):
     compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS))
 
 
-@pytest.mark.parametrize("options", [{"prompt": "parse: "}, {"dimensions": 17}], ids=str)
-def test_options_of_sentence_transformers(options, tmp_path):
-    folder = tiny.write(tmp_path / "model", seed=SEED, sentence={"normalize": False})
+OPTIONS = [{"prompt": "parse: "}, {"prompt_name": "q"}, {"prompt_name": "document"}, {"prompt": ""}, {"dimensions": 17}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"prompts": {"q": "date: "}}, {"prompts": {"q": "", "document": "row "}}], ids=str
+)
+def test_options_of_sentence_transformers(options, settings, tmp_path):
+    folder = tiny.write(tmp_path / "model", seed=SEED, sentence={"normalize": False, "settings": settings})
     compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS), **options)
+
+
+@pytest.mark.parametrize("name", ["query", "document", "quary"])
+def test_names_of_prompts_that_a_folder_does_not_give(name, tmp_path):
+    folder = tiny.write(tmp_path / "model", seed=SEED, sentence={})
+    if name != "quary":
+        return compare_with_sentence_transformers(folder, tiny.WORDS, prompt_name=name)
+    for ask in (
+        sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode,
+        firesteel.Engine(folder).embed,
+    ):
+        with pytest.raises((ValueError, firesteel.RequestError), match="quary"):
+            ask(["a"], prompt_name=name)
 
 
 def test_a_bare_folder_is_pooled_as_sentence_transformers_does(tmp_path):

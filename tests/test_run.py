@@ -115,6 +115,17 @@ def test_run_takes_token_ids_and_options(tmp_path, model, capsys):
     assert rows[1]["result"] is None and rows[1]["error_code"] == "SCHEMA" and rows[2] is None
 
 
+def test_run_puts_a_prompt_before_each_row(tmp_path, source, capsys):
+    sentence = {"settings": {"prompts": {"query": "first "}}}
+    prompted = tiny.write(tmp_path / "prompted", sentence=sentence)
+    for flags in (["--prompt-name", "query"], ["--prompt", "first "]):
+        code, _, trouble = embed(prompted, source, tmp_path / "o.parquet", "--force", *flags, capsys=capsys)
+        assert (code, trouble) == (0, "")
+        found = pq.read_table(tmp_path / "o.parquet")["prediction"].to_pylist()
+        with firesteel.Engine(prompted, threads=1) as engine:
+            assert found[0] == engine.embed(["first first row"])[0].tolist()
+
+
 def test_run_writes_many_rows_in_few_groups(tmp_path, model, capsys, monkeypatch):
     monkeypatch.setattr(files, "BATCH_BYTES", 10_000)  # many batches
     with open(tmp_path / "in.jsonl", "w") as file:
@@ -284,6 +295,9 @@ REFUSED = [
     (["--max-length", "1"], "max_length is 1; 2 special tokens"),
     (["--max-length", "long"], "invalid int value: 'long'"),
     (["--dimensions", "49"], "dimensions is 49; vectors have 48"),
+    (["--prompt", "query"], "pass prompt_name='query'"),
+    (["--prompt-name", "passage"], "prompt_name is 'passage'; the model's prompts are query, document"),
+    (["--prompt-name", "query", "--prompt", "a: "], "prompt is 'a: ' and prompt_name is 'query'"),
     (["--truncate", "left"], "invalid choice: 'left'"),
     (["--on-error", "ignore"], "invalid choice: 'ignore'"),
     (["--max-errors", "2"], "max_errors is 2.0; a share of the rows"),

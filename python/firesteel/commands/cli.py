@@ -104,7 +104,8 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     task.add_argument("--pooling", metavar="MODE[,MODE]", default="auto", help="cls, mean, max, ... (default: auto)")
     task.add_argument("--normalize", choices=["auto", "yes", "no"], default="auto")
     task.add_argument("--max-length", metavar="N", type=int, help="tokens of a row, special ones included")
-    task.add_argument("--prompt", metavar="TEXT", help="one of the model's prompts by name, or a text before each row")
+    task.add_argument("--prompt", metavar="TEXT", help="a text before each row")
+    task.add_argument("--prompt-name", metavar="NAME", help="one of the model's own prompts, before each row")
     task.add_argument("--dimensions", metavar="N", type=int, help="keep the first N numbers of each vector")
     task.add_argument("--truncate", choices=["cut", "error"], default="cut", help="what a text that is too long does")
     task.add_argument("--details", action="store_true", help="a struct with errors and token counts a row")
@@ -184,6 +185,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "normalize": {"auto": "auto", "yes": True, "no": False}[arguments.normalize],
         "max_length": arguments.max_length,
         "prompt": arguments.prompt,
+        "prompt_name": arguments.prompt_name,
         "dimensions": arguments.dimensions,
         "truncate": arguments.truncate == "cut" or "error",
         "details": arguments.details,

@@ -21,13 +21,14 @@ import numpy as np
 
 from .. import _core
 from .._core import ConfigError, Error, RequestError
+from ..host.values import plain
 from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
 from ..model.locate import find
 from ..model.sentence import pooling_modes
 from ..model.tokenizer import RowError, Tokenizer, set_threads
 from .claims import Claim, open_engine
-from .options import engine_options
+from .options import engine_options, prompt_text
 from .placement import Placement, placement_of
 from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
 
@@ -37,8 +38,9 @@ LISTED_ROWS = 20  # bad rows that a RequestError spells out
 class Engine:
     """A model on this process' devices.
 
-    model       folder with config.json, *.safetensors and tokenizer.json, be it on a network mount; "dbfs:/...";
-                "models:/name/version", "models:/name@alias" (MLflow); a hub id, "org/name" or "org/name@revision"
+    model       folder with config.json, *.safetensors and tokenizer.json, be it on a network mount; "file:///...",
+                "dbfs:/...", "models:/name/version", "models:/name@alias" (MLflow); a hub id, "org/name" or
+                "org/name@revision"
     devices     "auto": all GPUs where there are any, else the CPU; "cpu", "cuda" (all GPUs), "cuda:1", or a list;
                 ["cpu:0", "cpu:1"] cuts the cores in two
     parallel    how several devices are used: "replicate", the whole model on each; "split", its layers cut into as many
@@ -79,7 +81,7 @@ class Engine:
             cpu_path=cpu_path,
         )
         checkpoint = Checkpoint.open(find(model))
-        tokenizing = threads or os.environ.get("FIRESTEEL_THREADS", "")
+        tokenizing = options["threads"] or os.environ.get("FIRESTEEL_THREADS", "")
         if str(tokenizing).isdecimal() and int(tokenizing) > 0:  # the C side complains about any other value
             set_threads(int(tokenizing))
         self._open(
@@ -126,6 +128,7 @@ class Engine:
         prompt: str | None = None,
         dimensions: int | None = None,
         truncate: bool | str = True,
+        prompt_name: str | None = None,
     ) -> np.ndarray:
         """One vector a row: float32 [rows, dimension].
 
@@ -135,8 +138,10 @@ class Engine:
                     "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or a list of these, put side by side
         normalize   "auto": as the folder says, no where it says nothing
         max_length  tokens of a row, special ones included; None: as the folder says, at most the model's positions
-        prompt      put before each text: one of the folder's prompts, by its name, else this text itself; None: the
-                    folder's default prompt; "": none
+        prompt      a text that is put before each text; None: the folder's default prompt; "": none. The name of a
+                    prompt is no text, and refused
+        prompt_name instead, a prompt of the folder, by its name (`settings["prompts"]`); "query" and "document", which
+                    sentence-transformers knows everywhere, are no prompt where the folder has none of that name
         dimensions  keep the first n of each vector, before normalising
         truncate    True: longer texts are cut at max_length; "error": they are faults of their rows
 
@@ -147,7 +152,9 @@ class Engine:
 
             engine.embed(["how do I parse a date?"], prompt="query: ")      # float32 [1, 384]
         """
-        return _all_or_error(self.start_embed(texts, pooling, normalize, max_length, prompt, dimensions, truncate))
+        return _all_or_error(
+            self.start_embed(texts, pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name)
+        )
 
     def start_embed(
         self,
@@ -158,6 +165,7 @@ class Engine:
         prompt: str | None = None,
         dimensions: int | None = None,
         truncate: bool | str = True,
+        prompt_name: str | None = None,
     ) -> Pending:
         """As `embed`, but returns once all rows are tokenised and queued; None is a null row, on which no work is done.
 
@@ -166,7 +174,9 @@ class Engine:
             pending = engine.start_embed(["one", None])
             vectors, errors = pending.result()           # float32 [2, 384], the second row NaN; []
         """
-        return self._start("embed", texts, pooling, normalize, max_length, prompt, dimensions, truncate)
+        return self._start(
+            "embed", texts, pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name=prompt_name
+        )
 
     def hidden_states(self, rows: Rows, targets: Rows | None = None) -> list[np.ndarray]:
         """transformers' last_hidden_state, or the output of a PyTorch module: float32 [tokens, hidden] a row.
@@ -202,6 +212,7 @@ class Engine:
 
     def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
         """Floats in one vector that `embed` makes with these options."""
+        pooling, dimensions = plain(pooling), plain(dimensions)
         width = self._width * len(self._pooling(pooling))
         return self._dimensions(dimensions, False, width) or width
 
@@ -283,20 +294,6 @@ class Engine:
             )
         return max_length
 
-    def _prompt(self, prompt: object) -> str:
-        sentence = self._checkpoint.sentence
-        if prompt is None:
-            text = sentence.prompts[sentence.default_prompt_name] if sentence.default_prompt_name is not None else ""
-        elif isinstance(prompt, str):
-            text = sentence.prompts.get(prompt, prompt)
-        else:
-            raise RequestError(f"prompt is a {type(prompt).__name__}; a string or None belongs there")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise RequestError(f"prompt {text!r} has a lone surrogate, which is no Unicode text") from None
-        return text
-
     # --- the way of the rows
 
     def _start(
@@ -310,17 +307,21 @@ class Engine:
         dimensions: object,
         truncate: object,
         targets: Rows | None = None,
+        prompt_name: object = None,
     ) -> Pending:
         sentence = self._checkpoint.sentence
+        pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name = map(
+            plain, (pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name)
+        )
         modes = self._pooling(pooling) if task == "embed" else ()
         if isinstance(normalize, str) and normalize == "auto":
             normalize = sentence.normalize
-        if not isinstance(normalize, (bool, np.bool_)):
+        if not isinstance(normalize, bool):
             raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
         if truncate is not True and not (isinstance(truncate, str) and truncate == "error"):
             raise RequestError(f'truncate is {truncate!r}; True or "error" belongs there')
         width = self._width * max(1, len(modes))
-        keep = self._dimensions(dimensions, bool(normalize), width) if task == "embed" else 0
+        keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
         most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
         rows = as_rows(rows)
@@ -331,21 +332,21 @@ class Engine:
             warn_of_head(self._checkpoint.folder, self._checkpoint.head)
         if texts and self._rows == "features":
             raise RequestError(f"the rows are texts; the model takes features, numbers [tokens, {self._width}]")
+        prefix = prompt_text(sentence, prompt, prompt_name)
         if texts:
-            prefix = self._prompt(prompt)
             if prefix and not sentence.include_prompt and task == "embed":
                 raise ConfigError(
                     f"{self._checkpoint.folder}: its Pooling has include_prompt = false, which is not supported; pass "
                     f'prompt="" to embed without a prompt'
                 )
             tokenizer = self._tokenizer_once()
-        elif prompt:
+        elif prefix and (prompt, prompt_name) != (None, None):
             raise RequestError("prompt goes before texts; rows of token ids are taken as they are")
         sides = ((rows, self._rows), (targets, self._targets))
         features = [side for side, kind in sides if kind == "features" and isinstance(side, list)]
 
         pending = Pending(task, len(rows), keep or width, getattr(self._core, "empty", plain_empty))
-        options = {"task": task, "pooling": modes, "normalize": bool(normalize), "dimensions": keep}
+        options = {"task": task, "pooling": modes, "normalize": normalize, "dimensions": keep}
         try:
             for begin, end in windows_of(rows, texts, features, self._width):
                 if texts:

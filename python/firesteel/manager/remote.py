@@ -23,6 +23,7 @@ from .. import _core
 from .._core import CheckpointError, ConfigError, Error, ManagerError, RequestError
 from ..engine.engine import Engine
 from ..engine.options import engine_options
+from ..host.values import plain
 from ..model.checkpoint import Checkpoint
 from ..model.locate import find
 from . import lifecycle, relay
@@ -349,6 +350,7 @@ def connect(
         with firesteel.connect("models/all-MiniLM-L6-v2") as engine:
             vectors = engine.embed(["a sentence", "and another"])      # float32 [2, 384]
     """
+    timeout = plain(timeout)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
         raise ConfigError(f"timeout is {timeout!r}; seconds, more than 0, or None belongs there")
     patience = float(timeout or PATIENCE)

@@ -14,6 +14,7 @@ def embed_udf(
     normalize: bool | str = "auto",
     max_length: int | None = None,
     prompt: str | None = None,
+    prompt_name: str | None = None,
     dimensions: int | None = None,
     truncate: bool | str = True,
     devices: str | Sequence[str] = "auto",
@@ -31,8 +32,10 @@ def embed_udf(
     """A column function from text to sentence vectors: string (or array<int>, token ids) -> array<float>.
 
     model        as in firesteel.Engine: a folder in Hugging Face layout that every executor has (one on a network mount
-                 is copied once a node), "dbfs:/...", "models:/name@alias", "org/name@revision". Aliases and revisions
-                 are looked up here, once; an executor with other files than the driver's fails and names the file
+                 is copied once a node), "file:///...", "dbfs:/...", "models:/name@alias", "org/name@revision". Aliases
+                 and revisions are looked up here, once; an executor with other files than the driver's fails and names
+                 the file. A relative folder that the driver lacks ("./minilm", from spark.archives) is looked for in
+                 each task's working directory, then in SparkFiles
     pooling ... truncate    as in firesteel.Engine.embed
     devices ... cpu_path    as in firesteel.Engine; threads=None: spark.firesteel.threads, else FIRESTEEL_THREADS, else
                             all cores of the executor, or with manager=False spark.task.cpus
@@ -47,7 +50,8 @@ def embed_udf(
 
     null in, null out. An empty string is a text. A row's vector is the same, bit for bit, wherever and with whatever
     else it is computed. The options are checked here, as firesteel.Engine checks them, and so is the model's folder
-    where the driver has it. Which devices an executor has, it alone can tell, in the task.
+    where the driver has it; where it has not, a UserWarning says so. Which devices an executor has, it alone can tell,
+    in the task.
 
     The function is an iterator arrow_udf from Spark 4.1 on. Before, it is an iterator pandas_udf, and the way of the
     vectors through pandas costs some 60 us a row: `firesteel.score` has no such cost on any Spark.
@@ -69,6 +73,7 @@ def embed_udf(
         normalize=normalize,
         max_length=max_length,
         prompt=prompt,
+        prompt_name=prompt_name,
         dimensions=dimensions,
         truncate=truncate,
         devices=devices,

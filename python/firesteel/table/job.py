@@ -9,17 +9,19 @@ devices of an executor decide is left to the task.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from .. import _core
 from .._core import ConfigError, RequestError
-from ..engine.options import engine_options
+from ..engine.options import check_prompt, engine_options, prompt_text
 from ..host.settings import ignore_keys_of_session
+from ..host.values import plain, text_of
 from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
-from ..model.locate import FORMS, Located, describe, resolve
+from ..model.locate import FORMS, Located, describe, resolve, unseen
 from ..model.sentence import pooling_modes
 
 OUTPUTS = ("all", "first", "last", "mean")
@@ -54,8 +56,12 @@ class Job:
 
 
 def embed_job(model: str | os.PathLike[str], *, said_by: str = "embed_udf", **options: object) -> Job:
-    """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder."""
-    request = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, dimensions=None, truncate=True)
+    """Checks every option. Raises ConfigError or RequestError, and CheckpointError where the driver has the folder.
+
+    Where it has not, a UserWarning says so: then nobody has looked at the model yet.
+    """
+    request: dict[str, object] = dict(pooling="auto", normalize="auto", max_length=None, prompt=None, prompt_name=None)
+    request |= dict(dimensions=None, truncate=True)
     return _job("embed", model, request, _check_embed, said_by, options)
 
 
@@ -79,7 +85,7 @@ def _job(
     faults: dict[str, object] = dict(details=False, on_error=None, max_errors=MAX_ERRORS)
     refuse_unknown(said_by, options, [*request, *engine, *shared, *faults])
     for part in (engine, shared, request, faults):
-        part |= {name: value for name, value in options.items() if name in part}
+        part |= {name: plain(value) for name, value in options.items() if name in part}
     engine_options(**engine)
     check(request)
     if not isinstance(shared["manager"], bool):
@@ -95,7 +101,7 @@ def _job(
         raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
     return Job(
         task=task,
-        model=_check_model(model, request, engine),
+        model=_check_model(model, request, engine, said_by),
         engine=tuple(sorted((name, _frozen(value)) for name, value in (engine | shared).items())),
         request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
         details=details,
@@ -122,8 +128,7 @@ def _check_embed(request: dict[str, object]) -> None:
     if not isinstance(request["normalize"], bool) and request["normalize"] != "auto":
         raise RequestError(f'normalize is {request["normalize"]!r}; True, False or "auto" belongs there')
     _check_count("dimensions", request["dimensions"])
-    if request["prompt"] is not None and not isinstance(request["prompt"], str):
-        raise RequestError(f"prompt is a {type(request['prompt']).__name__}; a string or None belongs there")
+    check_prompt(request["prompt"], request["prompt_name"])
     _check_length(request)
 
 
@@ -144,18 +149,24 @@ def _check_count(name: str, value: object) -> None:
         raise RequestError(f"{name} is {value!r}; a whole number from 1 on, or None, belongs there")
 
 
-def _check_model(model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object]) -> Located:
+def _check_model(
+    model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object], said_by: str
+) -> Located:
     """The model, with what its files look like. A folder that this machine does not have is left to the workers."""
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
         raise ConfigError(f"model is {model!r}; {FORMS} belongs there")
     with ignore_keys_of_session():
         located, folder = describe(resolve(model))
         if folder is None:
+            if missing := unseen(located):  # on the line that made the function
+                warnings.warn(f"{said_by}: {text_of(missing)}", UserWarning, stacklevel=5)
             return located
         checkpoint = Checkpoint.open(folder, weights=located.with_weights)
-        _core.trace(checkpoint.config, [1])  # an unknown architecture or config key is named by the engine itself
-        engine_options(**engine, config=checkpoint.config)
-    if "pooling" in request:
+        name = text_of(checkpoint.folder)
+        _core.trace(checkpoint.config, [1], None, name)  # unknown architectures and keys are named by the engine itself
+        engine_options(**engine, config=checkpoint.config, folder=name)
+    if "prompt" in request:
+        prompt_text(checkpoint.sentence, request["prompt"], request["prompt_name"])
         warn_of_head(checkpoint.folder, checkpoint.head)
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
     length, dimensions = request["max_length"], request.get("dimensions")
