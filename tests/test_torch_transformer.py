@@ -340,9 +340,9 @@ REFUSED_ROWS = {
     "too long together": (
         ("transformer", {}),
         (features(2000), features(49)),
-        "row 0 has 2049 tokens, 49 of them targets; a batch has room for 2048",
+        "the row has 2049 tokens, 49 of them targets; a batch has room for 2048",
     ),
-    "None": (("decoder", {}), (features(2), [None]), "the row is None"),
+    "None": (("decoder", {}), (features(2), [None]), "the row is missing"),
 }
 
 

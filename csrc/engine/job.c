@@ -116,13 +116,13 @@ static fs_status too_long(fs_job *j, int64_t i, int64_t tokens, int64_t targets)
     const fs_settings *set = &j->engine->set;
     char both[64] = "";
     if (!set->any_length)
-        return row_error(j, i, FS_ROW_TOO_LONG, "row %lld has %lld tokens; the model takes %lld, so truncate it",
-                         (long long)i, (long long)tokens, (long long)set->P);
+        return row_error(j, i, FS_ROW_TOO_LONG, "the row has %lld tokens; the model takes %lld, so truncate it",
+                         (long long)tokens, (long long)set->P);
     if (targets) snprintf(both, sizeof both, ", %lld of them targets", (long long)targets);
     return row_error(j, i, FS_ROW_TOO_LONG,
-                     "row %lld has %lld tokens%s; a batch has room for %lld, so shorten it or raise "
+                     "the row has %lld tokens%s; a batch has room for %lld, so shorten it or raise "
                      "FIRESTEEL_BATCH_TOKENS",
-                     (long long)i, (long long)(tokens + targets), both, (long long)set->P);
+                     (long long)(tokens + targets), both, (long long)set->P);
 }
 
 /* *good: every id of the row is in the vocabulary; else it has got an error. */
@@ -135,8 +135,8 @@ static fs_status check_ids(fs_job *j, int64_t i, const fs_tokens *t, const char 
     if (foreign == tokens) return FS_OK;
     *good = 0;
     return row_error(j, i, FS_ROW_SCHEMA,
-                     "row %lld has token id %d at %s %lld; the vocabulary has 0 to %lld, so check the tokenizer",
-                     (long long)i, (int)ids[foreign], what, (long long)foreign, (long long)V - 1);
+                     "the row has token id %d at %s %lld; the vocabulary has 0 to %lld, so check the tokenizer",
+                     (int)ids[foreign], what, (long long)foreign, (long long)V - 1);
 }
 
 static uint64_t hash_of(const fs_tokens *t, int64_t row, uint64_t seed) {
@@ -153,7 +153,7 @@ static fs_status check_row(fs_job *j, int64_t i, uint64_t seed) {
     int good;
     if ((decodes ? targets : tokens) == 0 && r->task.kind == FS_TASK_HIDDEN_STATES) return FS_OK; /* nothing to do */
     if (tokens == 0)
-        return row_error(j, i, FS_ROW_SCHEMA, "row %lld has no tokens; %s", (long long)i,
+        return row_error(j, i, FS_ROW_SCHEMA, "the row has no tokens; %s",
                          decodes ? "its targets need at least one to attend to" : "an embedding needs at least one");
     if (tokens > set->P || targets > set->P - tokens) return too_long(j, i, tokens, targets);
     FS_TRY(check_ids(j, i, &r->source, "token", &good));
@@ -350,8 +350,8 @@ void fs_job_row_too_big(fs_job *j, const fs_row *r, const fs_error *why) {
         error--;
     }
     *error = (fs_row_error){ .row = r->index, .code = FS_ROW_ROW_TOO_BIG };
-    snprintf(error->text, sizeof error->text, "row %lld with its %d tokens does not fit alone: %.120s",
-             (long long)r->index, (int)r->tokens, why->text);
+    snprintf(error->text, sizeof error->text, "the row with its %d tokens does not fit alone: %.120s", (int)r->tokens,
+             why->text);
     j->engine->stats.failed_rows++;
 }
 

@@ -28,9 +28,10 @@ from ..model.locate import find
 from ..model.sentence import pooling_modes
 from ..model.tokenizer import RowError, Tokenizer, set_threads
 from .claims import Claim, open_engine
+from .given import as_rows, hold_texts
 from .options import engine_options, prompt_text
 from .placement import Placement, placement_of
-from .rows import FlatRows, Rows, Window, as_rows, encoded, hold_texts, joined, window_of, windows_of
+from .rows import FlatRows, Rows, Window, encoded, joined, window_of, windows_of
 
 LISTED_ROWS = 20  # bad rows that a RequestError spells out
 
@@ -133,7 +134,9 @@ class Engine:
         """One vector a row: float32 [rows, dimension].
 
         texts       strings, or rows of token ids (lists of int, or int arrays), which need no tokenizer; arrays of
-                    numbers [tokens, width] where the model takes features (`settings["rows"]`)
+                    numbers [tokens, width] where the model takes features (`settings["rows"]`). A list, an array, or a
+                    column of pandas, Arrow or polars; what most rows are, texts or ids, all have to be. A missing value
+                    (None, NaN, NA) is a fault of its row
         pooling     "auto": as the folder says, mean where it says nothing; else "cls", "mean", "max",
                     "mean_sqrt_len_tokens", "weightedmean", "lasttoken", or a list of these, put side by side
         normalize   "auto": as the folder says, no where it says nothing
@@ -167,7 +170,7 @@ class Engine:
         truncate: bool | str = True,
         prompt_name: str | None = None,
     ) -> Pending:
-        """As `embed`, but returns once all rows are tokenised and queued; None is a null row, on which no work is done.
+        """As `embed`, but returns once all rows are tokenised and queued; a missing value is a null row: no work.
 
         Example::
 
@@ -199,7 +202,7 @@ class Engine:
     def start_hidden_states(
         self, rows: Rows, targets: Rows | None = None, max_length: int | None = None, truncate: bool | str = True
     ) -> Pending:
-        """As `hidden_states`, but returns once all rows are queued; None is a null row, on which no work is done.
+        """As `hidden_states`, but returns once all rows are queued; a missing value is a null row: no work.
 
         max_length and truncate are as in `embed`.
 
@@ -261,6 +264,13 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({self._checkpoint.folder!r})"
+
+    def __reduce__(self) -> str:
+        raise RequestError(
+            f"{self!r} lives in the process that opened it, and can be neither pickled nor copied: open it inside the "
+            f"function that runs elsewhere, or use firesteel.connect there; for Spark's columns there is "
+            f"firesteel.embed_udf"
+        )
 
     # --- options
 
@@ -324,7 +334,7 @@ class Engine:
         keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
         most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
-        rows = as_rows(rows)
+        rows = as_rows(rows, "texts" if task == "embed" else "rows")
         texts = hold_texts(rows)
         if task == "hidden_states":
             targets = self._checked_targets(targets, len(rows))
@@ -370,7 +380,7 @@ class Engine:
             raise RequestError("the model has a decoder, whose input is missing; give targets, one for each row")
         if self._targets is None:
             raise RequestError("targets were given to a model without a decoder; leave them out")
-        targets = as_rows(targets)
+        targets = as_rows(targets, "targets")
         if len(targets) != rows:
             raise RequestError(f"there are {len(targets)} targets and {rows} rows; each row has one")
         return targets
@@ -516,7 +526,7 @@ class _Part(NamedTuple):
 
 def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
     found, errors = pending.result()
-    none = "the row is None; a text or a list of token ids belongs there"
+    none = "the row is missing (None, NaN or NA); a text or a list of token ids belongs there"
     errors = sorted(errors + [(row, "SCHEMA", none) for row in np.flatnonzero(pending.nulls).tolist()])
     if not errors:
         return found

@@ -1,4 +1,4 @@
-"""Rows as callers give them, in windows that the C engine takes: flat arrays of token ids or features, and offsets.
+"""Rows, a list or FlatRows, in windows that the C engine takes: flat arrays of token ids or features, and offsets.
 
 The first window is small and each next one twice as large. What is wrong with a row is told as a value, (row, code,
 sentence), and the row is left out; nothing here waits or computes.
@@ -6,6 +6,7 @@ sentence), and the row is left out; nothing here waits or computes.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -50,7 +51,7 @@ class Window(NamedTuple):
 def encoded(tokenizer: Tokenizer, texts: list[object], limit: int, truncate: bool, prompt: str) -> Window:
     live = None
     nulls: np.ndarray | bool = False
-    if None in texts:
+    if type(None) in set(map(type, texts)):
         nulls = np.fromiter((text is None for text in texts), bool, len(texts))
         live = np.flatnonzero(~nulls)
         texts = [text for text in texts if text is not None]
@@ -89,7 +90,8 @@ def window_of(rows: FlatRows | list[object], begin: int, end: int, limit: int | 
         for at in np.flatnonzero((ids < -(2**31)) | (ids >= 2**31)).tolist():
             row = int(np.searchsorted(offsets, at, side="right")) - 1
             if good[row]:
-                errors.append((row, "SCHEMA", f"the row has the token id {ids[at]}, which is in no vocabulary"))
+                sentence = f"the row has the token id {ids[at]} at place {at - offsets[row]}, which is in no vocabulary"
+                errors.append((row, "SCHEMA", sentence))
                 good[row] = False
     dtype = np.int32 if kind == "ids" else np.float32
     if good.all():
@@ -129,6 +131,13 @@ def joined(rows: Window, targets: Window, count: int) -> Window:
     return Window(ids, offsets, which, nulls, errors, FlatRows(target_ids, target_offsets))
 
 
+def is_missing(value: object) -> bool:
+    """None, NaN and NaT, and what pandas has for them."""
+    if isinstance(value, (float, np.floating, np.datetime64, np.timedelta64)):
+        return bool(value != value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
 def _flat_ids(rows: list[object], errors: list[RowError], width: int) -> FlatRows:
     """Lists of token ids, one array a row, laid one after the other. What is no such list gets an error and no ids."""
     nothing = np.empty(0, np.int64)
@@ -137,18 +146,16 @@ def _flat_ids(rows: list[object], errors: list[RowError], width: int) -> FlatRow
         ids = nothing
         if row is None:
             nulls[number] = True
-        elif isinstance(row, (str, bytes, bytearray)) or not hasattr(row, "__len__"):
-            errors.append((number, "SCHEMA", f"the row is a {type(row).__name__}; a list of token ids belongs there"))
-        elif len(row):
-            try:
-                ids = np.asarray(row)
-                if ids.dtype == np.uint64:  # would make floats of the others
-                    ids = np.minimum(ids, 2**62).astype(np.int64)
-            except (ValueError, OverflowError, TypeError):
-                ids = np.empty(0)
-            if ids.ndim != 1 or ids.dtype.kind not in "iu":
-                ids = nothing
-                errors.append((number, "SCHEMA", "the row is no flat list of whole numbers that fit into 64 bits"))
+        else:
+            found = _numbers_of(row)
+            if found is None:
+                sentence = f"the row is a {type(row).__name__}; a list of token ids belongs there"
+                errors.append((number, "SCHEMA", sentence))
+            elif found.ndim != 1 or (found.size and (found.dtype.kind not in "iu" or _has_bools(row))):
+                errors.append((number, "SCHEMA", _no_ids(row, found)))
+            elif found.size:
+                # of uint64 NumPy would make floats of the others
+                ids = np.minimum(found, 2**62).astype(np.int64) if found.dtype == np.uint64 else found
         flat.append(ids)
     return _laid(flat, nothing, nulls)
 
@@ -161,19 +168,52 @@ def _flat_features(rows: list[object], errors: list[RowError], width: int) -> Fl
         features = nothing
         if row is None:
             nulls[number] = True
-        elif isinstance(row, (str, bytes, bytearray)) or not hasattr(row, "__len__"):
-            sentence = f"the row is a {type(row).__name__}; numbers [tokens, {width}] belong there"
-            errors.append((number, "SCHEMA", sentence))
-        elif len(row):
-            try:
-                features = np.asarray(row)
-            except (ValueError, OverflowError, TypeError):
-                features = np.empty(0, object)
-            if features.ndim != 2 or features.shape[1] != width or features.dtype.kind not in "fiu":
-                errors.append((number, "SCHEMA", _no_features(features, width)))
-                features = nothing
+        else:
+            found = _numbers_of(row)
+            if found is None:
+                sentence = f"the row is a {type(row).__name__}; numbers [tokens, {width}] belong there"
+                errors.append((number, "SCHEMA", sentence))
+            elif found.shape != (0,):
+                if found.ndim != 2 or found.shape[1] != width or found.dtype.kind not in "fiu":
+                    errors.append((number, "SCHEMA", _no_features(found, width)))
+                else:
+                    features = found
         flat.append(features.astype(np.float32, copy=False))
     return _laid(flat, nothing, nulls)
+
+
+def _numbers_of(row: object) -> np.ndarray | None:
+    """The row as an array, of objects where it is ragged or mixed; None: it is no list."""
+    if isinstance(row, (str, bytes, bytearray, memoryview)) or not hasattr(row, "__len__"):
+        return None
+    if isinstance(row, np.ma.MaskedArray):
+        row = row.tolist()  # what is masked is None there
+    try:
+        found = np.asarray(row)
+        if found.dtype == object and found.ndim == 1:  # of numbers perhaps, as of pandas' Int64
+            found = np.asarray(found.tolist())
+    except (ValueError, OverflowError, TypeError):
+        found = np.empty(len(row), object)
+    return found if found.ndim else None
+
+
+def _has_bools(row: object) -> bool:
+    return isinstance(row, (list, tuple)) and bool in set(map(type, row))  # NumPy makes numbers of them beside numbers
+
+
+def _no_ids(row: object, found: np.ndarray) -> str:
+    if found.ndim > 1 and found.dtype.kind in "fiub":
+        return f"the row is of shape {list(found.shape)} and type {found.dtype}; the model takes token ids [tokens]"
+    items = row.to_pylist() if hasattr(row, "to_pylist") else row.tolist() if isinstance(row, np.ndarray) else row
+    for place, item in enumerate(items):
+        if is_missing(item):
+            return f"the row has null at place {place}; token ids, whole numbers, belong there"
+        if isinstance(item, (bool, np.bool_)) or not isinstance(item, (int, np.integer)):
+            what = f"the {type(item).__name__} {reprlib.repr(item)}"
+            return f"the row has {what} at place {place}; token ids, whole numbers, belong there"
+        if not -(2**63) <= item < 2**63:
+            return f"the row has the token id {item} at place {place}, which is in no vocabulary"
+    return "the row is no flat list of whole numbers that fit into 64 bits"
 
 
 def _no_features(found: np.ndarray, width: int) -> str:
@@ -190,42 +230,10 @@ def _laid(flat: list[np.ndarray], nothing: np.ndarray, nulls: np.ndarray) -> Fla
 def _check_kind(flat: np.ndarray, kind: str, width: int) -> None:
     """FlatRows are one array, so what is wrong with it is wrong with all rows."""
     if kind == "ids" and flat.ndim != 1:
-        raise RequestError("FlatRows holds features; the model takes token ids, whole numbers [tokens]")
+        raise RequestError("the rows are features; the model takes token ids, whole numbers [tokens]")
     if kind == "features" and (flat.ndim != 2 or flat.shape[1] != width):
-        raise RequestError(
-            f"FlatRows holds an array of shape {list(flat.shape)}; the model takes features, numbers [tokens, {width}]"
-        )
-
-
-def as_rows(rows: object) -> FlatRows | list[object]:
-    if isinstance(rows, FlatRows):
-        parts = (rows.ids, rows.offsets, rows.nulls)
-        ids, offsets, nulls = (None if part is None else np.asarray(part) for part in parts)
-        numbers = (ids.ndim == 1 and ids.dtype.kind in "iu") or (ids.ndim == 2 and ids.dtype.kind in "fiu")
-        if not numbers or offsets.ndim != 1 or offsets.dtype.kind not in "iu":
-            raise RequestError("FlatRows takes flat arrays of whole numbers, ids and offsets; features are [T, width]")
-        ascending = len(offsets) > 0 and offsets[0] >= 0 and not (np.diff(offsets.astype(np.int64)) < 0).any()
-        if not ascending or offsets[-1] > len(ids):
-            raise RequestError(f"FlatRows' offsets do not ascend from 0 on, to {len(ids)} ids at most")
-        if nulls is not None and (nulls.dtype != bool or nulls.shape != (len(offsets) - 1,)):
-            raise RequestError(f"FlatRows' nulls must be bool [{len(offsets) - 1}], one a row")
-        return FlatRows(ids, offsets, nulls)
-    if isinstance(rows, (str, bytes)):
-        raise RequestError(f"texts is one {type(rows).__name__}; a list of rows belongs there: [text]")
-    if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind in "iu":
-        return FlatRows(rows.reshape(-1), np.arange(rows.shape[0] + 1) * rows.shape[1])
-    if isinstance(rows, np.ndarray) and rows.ndim == 3 and rows.dtype.kind in "fiu":
-        count, tokens, width = rows.shape
-        return FlatRows(rows.reshape(count * tokens, width), np.arange(count + 1) * tokens)
-    try:
-        return list(rows.tolist() if isinstance(rows, np.ndarray) else rows)
-    except TypeError:
-        raise RequestError(f"texts is a {type(rows).__name__}; a list of rows belongs there") from None
-
-
-def hold_texts(rows: FlatRows | list[object]) -> bool:
-    """One call is all texts or all token ids; the first row that is not null decides."""
-    return not isinstance(rows, FlatRows) and isinstance(next((row for row in rows if row is not None), None), str)
+        what = "are token ids" if flat.ndim == 1 else f"have {flat.shape[1]} numbers a token"
+        raise RequestError(f"the rows {what}; the model takes features, numbers [tokens, {width}]")
 
 
 def windows_of(
@@ -239,10 +247,17 @@ def windows_of(
             sizes = [len(text) if isinstance(text, str) else 0 for text in rows[begin:end]]
             end = begin + _fitting(sizes, WINDOW_CHARACTERS)
         for side in features:
-            sizes = [width * len(row) if hasattr(row, "__len__") else 0 for row in side[begin:end]]
+            sizes = [width * _length(row) for row in side[begin:end]]
             end = begin + _fitting(sizes, WINDOW_FLOATS)
         yield begin, end
         begin, most = end, min(2 * most, LAST_WINDOW)
+
+
+def _length(row: object) -> int:
+    try:
+        return len(row)
+    except TypeError:  # an array without dimensions has the method, too
+        return 0
 
 
 def _fitting(sizes: Sequence[int], most: int) -> int:

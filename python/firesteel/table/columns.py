@@ -101,9 +101,10 @@ def _type_name(kind: pa.DataType) -> str:
 
 
 def rows_of(array: pa.Array) -> tuple[list[str | None] | FlatRows, list[RowError]]:
-    """(rows for Engine.start_embed, faults). Bytes that are no UTF-8, which Spark lets pass, are a row's fault."""
+    """(rows for Engine.start_embed, faults). Bytes that are no UTF-8, which Spark lets pass, are a row's fault, and so
+    is a null among token ids."""
     if _is_list(array.type):
-        return _token_ids(array), []
+        return _token_ids(array)
     try:
         return array.to_pylist(), []
     except UnicodeDecodeError:
@@ -119,14 +120,26 @@ def rows_of(array: pa.Array) -> tuple[list[str | None] | FlatRows, list[RowError
     return texts, faults
 
 
-def _token_ids(array: pa.Array) -> FlatRows:
-    ids = array.values  # of the whole buffer: offsets are relative to it, whatever was sliced
+def _token_ids(array: pa.Array) -> tuple[FlatRows, list[RowError]]:
+    """(rows, faults) of array<int>: a null among the ids is a fault of its row."""
+    offsets = array.offsets.to_numpy()
+    ids = array.values.slice(offsets[0], offsets[-1] - offsets[0])  # `values` are of the whole buffer
+    offsets = offsets - offsets[0]
+    nulls = ~valid(array)
     if pa.types.is_null(ids.type):
         ids = pa.nulls(len(ids), pa.int32())
+    faults: list[RowError] = []
     if ids.null_count:
-        ids = ids.fill_null(-1)  # in no vocabulary, so the engine makes it a fault of the row
-    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-    return FlatRows(ids.to_numpy(zero_copy_only=False), array.offsets.to_numpy(), nulls)
+        at = np.flatnonzero(~valid(ids))
+        rows, first = np.unique(np.searchsorted(offsets, at, side="right") - 1, return_index=True)
+        faults = [
+            (row, "SCHEMA", f"the row has null at place {place}; token ids, whole numbers, belong there")
+            for row, place in zip(rows.tolist(), (at[first] - offsets[rows]).tolist(), strict=True)
+            if not nulls[row]
+        ]
+        nulls[rows] = True  # the engine has nothing to do for them
+        ids = ids.fill_null(0)
+    return FlatRows(ids.to_numpy(zero_copy_only=False), offsets, nulls if nulls.any() else None), faults
 
 
 def features(array: pa.Array, width: int) -> tuple[FlatRows, list[RowError]]:

@@ -37,7 +37,7 @@ class Embed:
         return self._row_bytes * len(pending.tokens)
 
     def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
-        rows, faults = columns.rows_of(given[0])
+        rows, faults = _side(given[0], self._engine.settings["rows"], self._engine.settings["width"])
         return self._engine.start_embed(rows, **self._options), faults
 
     def wait(self, pending: Pending, good: np.ndarray) -> tuple[np.ndarray, list[columns.RowError]]:
@@ -56,6 +56,7 @@ class HiddenStates:
         self._output = self._options.pop("output")
         settings = engine.settings
         self._width: int = settings["width"]
+        self._kinds = settings["rows"], settings["targets"]
         self.limit: int = self._options["max_length"] or settings["max_length"]
 
     def cost(self, given: Columns) -> int:
@@ -69,16 +70,13 @@ class HiddenStates:
             raise RequestError(
                 "the targets are string; array<int> (token ids) or array<array<float>> (features) belongs there"
             )
-        (rows, faults), *targets = [self._side(array) for array in given]
+        (rows, faults), *targets = [
+            _side(array, kind, self._width) for array, kind in zip(given, self._kinds, strict=False)
+        ]
         said = {row for row, _, _ in faults}
         for _, more in targets:
             faults += [(row, code, f"of its targets, {sentence}") for row, code, sentence in more if row not in said]
         return self._engine.start_hidden_states(rows, *(side for side, _ in targets), **self._options), faults
-
-    def _side(self, array: pa.Array) -> tuple[object, list[columns.RowError]]:
-        if columns.holds_features(array):
-            return columns.features(array, self._width)
-        return columns.rows_of(array)
 
     def wait(self, pending: Pending, good: np.ndarray) -> tuple[States, list[columns.RowError]]:
         flat, offsets, errors = pending.flat_result()
@@ -93,6 +91,17 @@ class HiddenStates:
         if self._output == "all":
             return columns.states(*states, good)
         return columns.vectors(_one_a_row(*states, self._output), good)
+
+
+def _side(array: pa.Array, kind: object, width: int) -> tuple[object, list[columns.RowError]]:
+    """The rows, or targets, for a model that takes `kind` there: "ids", "features" or, of targets, None."""
+    if not columns.holds_features(array):
+        return columns.rows_of(array)
+    if kind == "ids":
+        raise RequestError(
+            "the column holds features, array<array<float>>; the model takes texts, string, or token ids, array<int>"
+        )
+    return columns.features(array, width)
 
 
 def _one_a_row(flat: np.ndarray, offsets: np.ndarray, which: str) -> np.ndarray:
