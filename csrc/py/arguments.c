@@ -26,7 +26,20 @@ static void *new_array(size_t count, size_t size) {
     return at;
 }
 
-int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep) {
+/* Borrowed bytes of a path as the file system has it, kept alive in `keep`: not every name there is UTF-8. */
+static const char *path_of(PyObject *object, const char *what, PyObject *keep) {
+    PyObject *bytes;
+    if (!PyUnicode_Check(object)) return text_of(object, what, keep);
+    if (!PyUnicode_FSConverter(object, &bytes)) return NULL;
+    const char *path = PyList_Append(keep, bytes) == 0 ? PyBytes_AsString(bytes) : NULL;
+    Py_DECREF(bytes);
+    return path;
+}
+
+typedef const char *item_of(PyObject *object, const char *what, PyObject *keep);
+
+static int items_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep,
+                      item_of *read) {
     Py_ssize_t n = PyUnicode_Check(sequence) ? -1 : PySequence_Size(sequence);
     if (n < 0 || n > INT32_MAX) {
         PyErr_Format(PyExc_TypeError, "%s must be a sequence of str", what);
@@ -36,7 +49,7 @@ int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const 
     if (!texts) return -1;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *item = PySequence_GetItem(sequence, i);
-        texts[i] = item ? text_of(item, what, keep) : NULL;
+        texts[i] = item ? read(item, what, keep) : NULL;
         Py_XDECREF(item);
         if (!texts[i]) {
             fs_free(texts);
@@ -46,6 +59,14 @@ int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const 
     *out = texts;
     *count = (int)n;
     return 0;
+}
+
+int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep) {
+    return items_from(out, count, sequence, what, keep, text_of);
+}
+
+int fs_py_paths_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep) {
+    return items_from(out, count, sequence, what, keep, path_of);
 }
 
 /* Lists and objects travel as JSON text: C only has to know that they are there, and to quote them. */
@@ -156,7 +177,7 @@ int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *ten
     const char **paths = NULL;
     if (!out->keep || keys_from(&out->checkpoint, config, out->keep) < 0 ||
         (tensors && tensors_from(&out->checkpoint, tensors, out->keep) < 0) ||
-        (files && fs_py_strings_from(&paths, &out->checkpoint.file_count, files, "files", out->keep) < 0)) {
+        (files && fs_py_paths_from(&paths, &out->checkpoint.file_count, files, "files", out->keep) < 0)) {
         fs_py_checkpoint_clear(out);
         return -1;
     }

@@ -22,22 +22,24 @@ typedef struct {
     fs_engine_options options;
     const char **devices;
     fs_stage_plan *stages;
+    PyObject *name;
 } open_arguments;
 
 static void arguments_clear(open_arguments *a) {
     fs_py_checkpoint_clear(&a->checkpoint);
     fs_free(a->devices);
     fs_free(a->stages);
+    Py_XDECREF(a->name);
 }
 
 static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "config",  "tensors",    "files",    "name", "devices",  "dtype",
                              "threads", "max_memory", "cpu_path", "plan", "parallel", NULL };
-    PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None;
+    PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None, *named = NULL;
     const char *name = "", *dtype = "auto", *cpu_path = NULL, *parallel = NULL;
     long long max_memory = 0;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOsOsiLzOz", names, &config, &tensors, &files, &name, &devices,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOUOsiLzOz", names, &config, &tensors, &files, &named, &devices,
                                      &dtype, &threads, &max_memory, &cpu_path, &plan, &parallel))
         return -1;
     if (!config || !tensors || !files) {
@@ -49,6 +51,7 @@ static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
                      max_memory);
         return -1;
     }
+    if (named && (!(a->name = fs_py_plain(named)) || !(name = PyUnicode_AsUTF8AndSize(a->name, NULL)))) return -1;
     if (fs_py_checkpoint_from(&a->checkpoint, config, tensors, files, name) < 0) return -1;
     if (devices &&
         fs_py_strings_from(&a->devices, &a->options.device_count, devices, "devices", a->checkpoint.keep) < 0)

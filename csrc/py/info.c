@@ -129,10 +129,10 @@ static fs_status read_gpus(gpu **out, int *count, int *version) {
 static PyObject *gpu_list(const gpu *g, int count) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && i < count; i++, g++)
-        if (append(list,
-                   Py_BuildValue("{s:s,s:(ii),s:n,s:n,s:z,s:z}", "name", g->name, "capability", g->major, g->minor,
-                                 "total", (Py_ssize_t)g->total, "free", (Py_ssize_t)g->available, "image",
-                                 *g->image ? g->image : NULL, "problem", *g->problem ? g->problem : NULL)) < 0)
+        if (append(list, Py_BuildValue("{s:N,s:(ii),s:n,s:n,s:z,s:N}", "name", fs_py_text(g->name), "capability",
+                                       g->major, g->minor, "total", (Py_ssize_t)g->total, "free",
+                                       (Py_ssize_t)g->available, "image", *g->image ? g->image : NULL, "problem",
+                                       *g->problem ? fs_py_text(g->problem) : Py_NewRef(Py_None))) < 0)
             Py_CLEAR(list);
     return list;
 }
@@ -221,7 +221,7 @@ static PyObject *cublaslt(PyObject *module, PyObject *Py_UNUSED(none)) {
     const fs_lt_api *api;
     fs_status st = fs_lt_find(&api);
     if (st != FS_OK) return fs_py_raise(fs_py_state_of(module), st);
-    return Py_BuildValue("{s:n,s:s}", "version", (Py_ssize_t)api->version(), "file", api->file);
+    return Py_BuildValue("{s:n,s:N}", "version", (Py_ssize_t)api->version(), "file", fs_py_text(api->file));
 }
 
 PyDoc_STRVAR(nccl_doc,
@@ -331,6 +331,7 @@ PyMethodDef fs_py_functions[] = {
     { "knobs", knobs, METH_NOARGS, knobs_doc },
     { "nccl", nccl, METH_NOARGS, nccl_doc },
     { "plan", (PyCFunction)(void (*)(void))fs_py_plan, METH_VARARGS | METH_KEYWORDS, fs_py_plan_doc },
+    { "plain_text", fs_py_plain_text, METH_O, fs_py_plain_text_doc },
     { "row_codes", row_codes, METH_NOARGS, row_codes_doc },
     { "trace", trace, METH_VARARGS, trace_doc },
     { 0 },

@@ -99,8 +99,8 @@ static PyObject *job_errors(PyObject *object, void *Py_UNUSED(closure)) {
     int64_t n = self->kind->errors(self->job, &errors);
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (int64_t i = 0; list && i < n; i++) {
-        PyObject *item =
-            Py_BuildValue("(Lss)", (long long)errors[i].row, fs_row_code_name(errors[i].code), errors[i].text);
+        PyObject *item = Py_BuildValue("(LsN)", (long long)errors[i].row, fs_row_code_name(errors[i].code),
+                                       fs_py_text(errors[i].text));
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
     }
     return list;

@@ -31,6 +31,12 @@ fs_py_state *fs_py_state_of(PyObject *module);
 int fs_py_errors_add(PyObject *module, fs_py_state *state);
 PyObject *fs_py_raise(fs_py_state *state, fs_status status);
 
+/* text.c: a str as one line of valid UTF-8; what is neither becomes escapes, caf\xe9. The same of C's bytes. */
+PyObject *fs_py_plain(PyObject *text);
+PyObject *fs_py_text(const char *bytes);
+extern const char fs_py_plain_text_doc[];
+PyObject *fs_py_plain_text(PyObject *module, PyObject *text);
+
 /* engine_type.c, job_type.c */
 typedef struct {
     PyObject_HEAD
@@ -67,6 +73,8 @@ typedef struct {
 int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files,
                           const char *name);
 void fs_py_checkpoint_clear(fs_py_checkpoint *c);
+/* A sequence of paths, str, as the file system has them; otherwise as fs_py_strings_from. */
+int fs_py_paths_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep);
 /* A sequence of str as an array of borrowed strings (fs_free it); keep: a list the objects are appended to. */
 int fs_py_strings_from(const char ***out, int *count, PyObject *sequence, const char *what, PyObject *keep);
 /* [(first, last, (device, ...)), ...] */

@@ -9,6 +9,7 @@ import numpy as np
 
 build: str  # version and commit this extension was built from
 
+# Of all of them: strings among the arguments become plain_text.
 class Error(Exception): ...
 class CheckpointError(Error): ...
 class ConfigError(Error): ...
@@ -121,6 +122,7 @@ def row_codes() -> list[dict[str, str]]: ...  # code, what it means
 # "heads", "inner_width", "weights" (bytes on one device), "batch_tokens", "slots"; "devices" (name, limit, weights,
 # workspace, staging in bytes); "replicas" (of each its stages: first_layer, last_layer, devices); "stage_costs"
 # (multiply-adds of a full batch, of all stages one after the other)
+def plain_text(text: str) -> str: ...  # one line of valid UTF-8; what is neither becomes escapes: "caf\\xe9"
 def plan(
     *,
     config: dict[str, object],

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .._core import CheckpointError, ConfigError, Error, RequestError
+from ..host.text import escape_on, plain
 
 EXIT_CODES = """exit codes:
   0    done
@@ -36,11 +37,13 @@ class Refused(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{plain(f'{self.prog}: {message}; see {self.prog} --help')}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code. `argv` without the program's name; None: this process' own."""
+    for stream in (sys.stdout, sys.stderr):
+        escape_on(stream)
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
@@ -50,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence, code = str(error), 2
     except Error as error:
         sentence, code = str(error), 1
-    print(f"firesteel: {sentence}", file=sys.stderr)
+    except UnicodeEncodeError as error:  # of a library that takes names in UTF-8 alone, as Arrow does
+        sentence, code = f"{error.object}: is no UTF-8, as names of files and columns have to be here; rename it", 2
+    _complain(sentence)
     return code
+
+
+def _complain(sentence: str) -> None:
+    print(f"firesteel: {plain(sentence)}", file=sys.stderr)
 
 
 def _parser() -> _Parser:
@@ -219,12 +228,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return _failed(error)
     print(report)
     if report.escaped:
-        print(f"firesteel: {report.escaped}", file=sys.stderr)
+        _complain(report.escaped)
     return report.exit_code
 
 
 def _failed(error: Exception) -> int:
-    print(f"firesteel: {error}", file=sys.stderr)
+    _complain(str(error))
     return 1
 
 

@@ -35,6 +35,7 @@ from .. import _core
 from ..host.locks import try_lock, unlock, write_process
 from ..host.processes import Process, activity, find_jvm, read_text
 from ..host.settings import address_limit, number, seconds
+from ..host.text import ESCAPES
 from .gpus import ORDER, VARIABLE, visible
 
 SERVICE = "firesteel.manager.service:Service"  # what a manager serves with
@@ -96,7 +97,7 @@ def _identity(name: str) -> Identity:
     host = (read_text("/proc/sys/kernel/random/boot_id"), _link("/proc/self/ns/pid"), _link("/proc/self/ns/net"))
     python = (sys.implementation.cache_tag, sys.abiflags)
     parts = (*host, kind, *whose, str(os.geteuid()), *_build(), *python)
-    return Identity(kind, hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16], jvm)
+    return Identity(kind, hashlib.sha256(os.fsencode("\0".join(map(str, parts)))).hexdigest()[:16], jvm)
 
 
 def _build() -> tuple[str, ...]:
@@ -455,14 +456,14 @@ def _installed() -> list[str]:
 
 
 def last_lines(log: str, start: int = 0) -> str:
-    """`LOG ends:` and its last lines after byte `start`, or that it says nothing."""
+    """`LOG ends:` and its last lines after byte `start`, as one, or that it says nothing."""
     try:
         with open(log, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(start if start <= size else 0, size - 16384))  # smaller than it was: begun anew
-            lines = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+            lines = file.read().decode(errors=ESCAPES).splitlines()[-TAIL_LINES:]
     except OSError as error:
         return f"its log {log} cannot be read ({error.strerror})"
     if not lines:
         return f"its log {log} says nothing of it"
-    return "\n    ".join([f"its log {log} ends:", *(line[:300] for line in lines)])
+    return f"its log {log} ends: " + " | ".join(line[:300].strip() for line in lines)

@@ -27,6 +27,7 @@ from .. import _core
 from ..host.locks import try_lock, write_process
 from ..host.processes import Process, look_up
 from ..host.settings import address_limit, seconds
+from ..host.text import ESCAPES, Formatter
 from .lifecycle import LISTENING, SECOND, SERVICE, Place, directory, identity
 
 BACKLOG = 128
@@ -115,7 +116,7 @@ def _settle(place: Place) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     handler = _Log(place.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     logging.getLogger("firesteel").addHandler(handler)
     logging.getLogger("firesteel").setLevel(logging.INFO)
     logging.raiseExceptions = False  # a full disk
@@ -126,7 +127,7 @@ class _Log(logging.handlers.RotatingFileHandler):
     """The log of bounded size, into which goes also what libraries and a dying Python print."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="replace")
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors=ESCAPES)
 
     def _open(self):
         stream = super()._open()

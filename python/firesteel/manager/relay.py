@@ -19,6 +19,7 @@ from contextlib import suppress
 from time import monotonic
 
 from .._core import ManagerError
+from ..host.text import ESCAPES, plain
 from . import lifecycle
 
 LOOK_SECONDS = 1.0
@@ -91,7 +92,10 @@ class Relay:
         more, self._at = self._read(self._path, self._at)
         matched = [(_LINE.match(line), line) for line in (text + more).splitlines()]
         return [
-            (logging.WARNING if found[1] == b"WARNING" else logging.ERROR, _printable(line[:LINE_CHARACTERS]))
+            (
+                logging.WARNING if found[1] == b"WARNING" else logging.ERROR,
+                line[:LINE_CHARACTERS].decode(errors=ESCAPES),
+            )
             for found, line in matched
             if found
         ]
@@ -106,6 +110,7 @@ class Relay:
         return b"", at
 
     def _say(self, level: int, line: str) -> None:
+        line = plain(line)
         if self._spark:
             with suppress(OSError, ValueError, AttributeError):  # stderr is closed, or there is none
                 print(f"firesteel: {line}", file=sys.stderr, flush=True)
@@ -120,10 +125,6 @@ def _look(path: str) -> tuple[tuple[int, int] | None, int]:
     except OSError:
         return None, 0
     return (found.st_dev, found.st_ino), found.st_size
-
-
-def _printable(line: bytes) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line.decode("utf-8", "replace"))
 
 
 _relays: dict[tuple[int, str], Relay] = {}

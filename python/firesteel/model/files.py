@@ -42,7 +42,11 @@ def path_of(model: str | os.PathLike[str], wanted: str) -> str:
         given = os.fspath(model)
     except TypeError:
         raise CheckpointError(f"model is a {type(model).__name__}; {wanted} belongs there") from None
-    if not isinstance(given, str) or not given or "\0" in given:
+    try:
+        named = isinstance(given, str) and given != "" and b"\0" not in os.fsencode(given)
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        named = False
+    if not named:
         raise CheckpointError(f"model is {given!r}; {wanted} belongs there, as a string")
     return given
 

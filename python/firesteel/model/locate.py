@@ -431,7 +431,8 @@ def _fetch_mlflow(located: Located) -> str:
 
 
 def _mlflow_key(located: Located) -> str:
-    return hashlib.sha256("\0".join(("mlflow", *located.registry, located.name)).encode()).hexdigest()[:32]
+    said = "\0".join(("mlflow", *located.registry, located.name))
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 _registries = threading.Lock()

@@ -137,7 +137,8 @@ class Tokenizer:
             loaded = _from_vocab(path, self._checkpoint)
         else:
             try:
-                loaded = tokenizers.Tokenizer.from_file(path)
+                with open(path, "rb") as file:  # the library takes no path that is not UTF-8
+                    loaded = tokenizers.Tokenizer.from_buffer(file.read())
             except Exception as error:  # the library has no exception class of its own
                 raise CheckpointError(f"{path}: tokenizers {tokenizers.__version__} cannot read it: {error}") from None
         loaded.no_padding()
