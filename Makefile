@@ -223,7 +223,8 @@ $(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test
 	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	    > $$($(REFERENCE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/test-environment.pth
 	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet '$(TORCH)'
-	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet transformers sentence-transformers
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet \
+	    'transformers==5.24.*' 'sentence-transformers==6.2.*'
 	@touch $@
 
 $(REFERENCE)/.bench: $(REFERENCE)/.reference benchmarks/requirements.txt

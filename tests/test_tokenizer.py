@@ -1,5 +1,6 @@
 """Texts to flat token ids: as transformers makes them, whatever the batch, the length and the thread."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import threading
 import numpy as np
 import pytest
 import tiny
-from firesteel import CheckpointError, RequestError
+from firesteel import CheckpointError, ConfigError, RequestError
 from firesteel.model.checkpoint import Checkpoint
 from firesteel.model.tokenizer import Tokenizer
+from firesteel.model.tokenizer_files import load
 
 IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
 
@@ -130,13 +132,30 @@ def test_texts_can_be_cut_on_the_left(tmp_path):
     assert rows(Tokenizer(Checkpoint.open(folder)).encode(["the table of"], 4)) == [ids("table", "of")]
 
 
-def test_no_tokenizer(folder, tmp_path):
-    opened = Checkpoint.open(folder)
-    for lost in (None, str(tmp_path / "tokenizer.json")):
-        (tmp_path / "tokenizer.json").write_text("{}")
-        bare = Checkpoint(**{**vars(opened), "tokenizer_file": lost})
-        with pytest.raises(CheckpointError, match="tokenizer.json is missing" if lost is None else "cannot read it"):
-            Tokenizer(bare)
+@pytest.mark.parametrize(
+    "vocabulary, part",
+    [
+        (None, "tokenizer.json is missing; give rows of token ids, or copy tokenizer.json or vocab.txt from where"),
+        (b"{}", "holds no model"),
+        (b"[]", "holds no model"),
+        (b'{"model"', "cannot be read"),
+        (b"\xff", "byte 0 is not UTF-8"),
+        (b'{"model": {"type": "WordPiece"}}', "holds a WordPiece model"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0}}}', "holds a BPE model, and BertTokenizer needs WordPiece"),
+        (b'{"model": {"vocab": {"a": "0"}}}', "ids that are no whole numbers"),
+        (b'{"model": {"vocab": {"a": 0}}}', 'lacks "[UNK]" (unk_token), "[SEP]" (sep_token), "[CLS]" (cls_token)'),
+        (b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": -1}]}', "added_tokens is no list of tokens with ids"),
+        (b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1}]}', 'an object with "content"'),
+    ],
+)
+def test_no_tokenizer(tmp_path, vocabulary, part):
+    folder = tiny.write(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    if vocabulary is not None:
+        (folder / "tokenizer.json").write_bytes(vocabulary)
+    with pytest.raises((CheckpointError, ConfigError)) as raised:
+        Tokenizer(Checkpoint.open(folder))
+    assert part in str(raised.value)
 
 
 TEXTS = ["", "The Table of Dates!", "naïve é 中文 x" * 3, "[SEP] [MASK] a_b-c", "a\x00b\tc", "Ünïcode\u200b", "x" * 120]
@@ -157,7 +176,9 @@ def test_a_vocab_alone_is_the_same_tokenizer(tmp_path, lower):
 
 
 @pytest.mark.parametrize(
-    "vocab, part", [(b"[PAD]\n[UNK]\n", 'lacks ["[SEP]", "[CLS]"]'), (b"\xff", "cannot be read")], ids=str
+    "vocab, part",
+    [(b"[PAD]\n[UNK]\n", 'lacks "[SEP]" (sep_token), "[CLS]" (cls_token)'), (b"\xff", "cannot be read")],
+    ids=str,
 )
 def test_a_vocab_that_is_none(tmp_path, vocab, part):
     folder = tiny.write(tmp_path / "m")
@@ -166,6 +187,222 @@ def test_a_vocab_that_is_none(tmp_path, vocab, part):
     with pytest.raises(CheckpointError) as raised:
         Tokenizer(Checkpoint.open(folder))
     assert part in str(raised.value)
+
+
+# --- what the files say, beside the vocabulary; test_reference_tokenizers.py compares live with transformers ----------
+
+NEW = 160  # the id of the first token that is added to tiny's vocabulary
+
+
+def add(content, **flags):
+    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, "normalized": True} | flags
+
+
+def say(folder, *, vocab=False, size=200, remove=(), **files):
+    """`files`: settings, special, added, config; each is laid over the file that is there. vocab: vocab.txt alone."""
+    names = {"settings": "tokenizer_config.json", "special": "special_tokens_map.json", "added": "added_tokens.json"}
+    files = {"settings": {}, **files, "config": {"vocab_size": size} | files.get("config", {})}
+    for key, value in files.items():
+        path = folder / names.get(key, "config.json")
+        before = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({key: held for key, held in before.items() if key not in remove} | value))
+    if vocab:
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").write_text("".join(token + "\n" for token in tiny.vocabulary()), encoding="utf-8")
+    return folder
+
+
+SAID = {  # files, text, tokens
+    "missing keys are transformers'": ({"remove": ("do_lower_case", "strip_accents")}, "The É", ["the", "e"]),
+    "lower case kept": ({"settings": {"do_lower_case": False}}, "The of", ["[UNK]", "of"]),
+    "accents kept": ({"settings": {"strip_accents": False}}, "É", ["é"]),
+    "accents stripped": ({"settings": {"strip_accents": True}}, "É", ["e"]),
+    "chinese split": ({}, "中the", ["中", "the"]),
+    "chinese together": ({"settings": {"tokenize_chinese_chars": False}}, "中a", ["中", "##a"]),
+    "other ends": ({"settings": {"cls_token": "the", "sep_token": "of"}}, "a", ["a"]),
+    "special token in the text": ({"settings": {"mask_token": "[unused0]"}}, "a[unused0]a", ["a", "[unused0]", "a"]),
+    "special tokens split": (
+        {"settings": {"split_special_tokens": True}},
+        "[SEP]",
+        ["[UNK]", "s", "##e", "##p", "[UNK]"],
+    ),
+    "added_tokens.json": ({"added": {"tableof": NEW}}, "a TableOf", ["a", NEW]),
+    "added_tokens.json, two": ({"added": {"x y": NEW + 1, "ab": NEW}}, "ab x y", [NEW, NEW + 1]),
+    "added_tokens_decoder": ({"settings": {"added_tokens_decoder": {"160": add("dates")}}}, "xdates", ["x", NEW]),
+    "one word": (
+        {"settings": {"added_tokens_decoder": {"160": add("ab", single_word=True)}}},
+        "abc ab",
+        ["a", "##b", "##c", NEW],
+    ),
+    "as written": (
+        {"settings": {"added_tokens_decoder": {"160": add("AB", normalized=False)}}},
+        "AB ab",
+        [NEW, "a", "##b"],
+    ),
+    "additional_special_tokens": (
+        {"settings": {"additional_special_tokens": ["[A]", "table"]}},
+        "[A]tablea",
+        [NEW, "table", "a"],
+    ),
+    "extra_special_tokens": ({"settings": {"extra_special_tokens": {"a_token": "<a>"}}}, "<a>", [NEW]),
+    "special_tokens_map.json": ({"special": {"additional_special_tokens": ["[A]"]}}, "a[A]", ["a", NEW]),
+    "special_tokens_map.json's ends": ({"special": {"cls_token": "the", "sep_token": add("of")}}, "b", ["b"]),
+}
+
+
+@pytest.mark.parametrize("vocab", [False, True], ids=["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("case", SAID.values(), ids=SAID)
+def test_what_the_files_say(tmp_path, case, vocab):
+    files, text, tokens = case
+    folder = say(tiny.write(tmp_path / "m"), vocab=vocab, **files)
+    ends = ["the", "of"] if "the" in str(files) and "cls_token" in str(files) else ["[CLS]", "[SEP]"]
+    right = [IDS.get(token, token) for token in (ends[0], *tokens, ends[1])]
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode([text], 64)) == [right]
+
+
+def test_a_tokenizer_json_as_it_is(tmp_path):
+    folder = say(
+        tiny.write(tmp_path / "m"), settings={"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}
+    )
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode(["The É"], 64)) == [ids("the", "é")]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        CheckpointError, match="tokenizer.json is missing, of which alone the tokenizer_class PreTrained"
+    ):
+        Tokenizer(Checkpoint.open(folder))
+
+
+REFUSED = {  # files -> what the sentence has
+    "japanese": (
+        {"settings": {"tokenizer_class": "BertJapaneseTokenizer"}},
+        'tokenizer_class = "BertJapaneseTokenizer"',
+    ),
+    "roberta": ({"settings": {"tokenizer_class": "RobertaTokenizerFast"}}, 'tokenizer_class = "RobertaTokenizerFast"'),
+    "of config.json": (
+        {"remove": ("tokenizer_class",), "config": {"tokenizer_class": "X"}},
+        'config.json: tokenizer_class = "X"',
+    ),
+    "no class": ({"settings": {"tokenizer_class": 3}}, "tokenizer_class = 3"),
+    "no basic": ({"settings": {"do_basic_tokenize": False}}, "do_basic_tokenize = false"),
+    "never split": ({"settings": {"never_split": ["a"]}}, 'never_split = ["a"]'),
+    "remote code": ({"settings": {"auto_map": {"AutoTokenizer": ["a.B", None]}}}, "FIRESTEEL_IGNORE_KEYS=auto_map"),
+    "no flag": ({"settings": {"do_lower_case": "no"}}, 'do_lower_case = "no"; it must be true or false'),
+    "no side": ({"settings": {"truncation_side": "both"}}, 'truncation_side = "both"; it must be "left" or "right"'),
+    "no ends": ({"settings": {"cls_token": None}}, "cls_token = null"),
+    "no unknown": ({"settings": {"unk_token": "[NO]"}}, 'lacks "[NO]" (unk_token)'),
+    "no token": ({"settings": {"mask_token": {"lstrip": True}}}, 'mask_token has {"lstrip": true}'),
+    "an id of another": ({"added": {"dates": 7}}, 'added_tokens.json: token "dates" has id 7 there, and id 160'),
+    "a gap": ({"settings": {"added_tokens_decoder": {"163": add("dates")}}}, '"dates" has id 163 there, and id 160'),
+    "two files": (
+        {"settings": {"added_tokens_decoder": {}}, "added": {"dates": NEW}},
+        '"dates" has id 160 there, and no id',
+    ),
+    "dropped": (
+        {"settings": {"added_tokens_decoder": {}}, "special": {"additional_special_tokens": ["[A]"]}},
+        '"[A]", which',
+    ),
+    "no ids": ({"added": {"dates": "160"}}, "added_tokens.json: an object from tokens to ids"),
+    "a setting in the map": ({"special": {"do_lower_case": False}}, "special_tokens_map.json: do_lower_case = false"),
+    "beyond": ({"added": {"dates": NEW}, "size": 160}, '"dates" has id 160, the model\'s vocab_size is 160'),
+    "beyond the vocabulary": ({"size": 150}, '"[unused45]" has id 159, the model\'s vocab_size is 150'),
+    "of another model": (
+        {"size": 321},
+        "the tokenizer has 160 entries, the model's vocab_size is 321; fewer than half",
+    ),
+}
+
+
+@pytest.mark.parametrize("vocab", [False, True], ids=["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(tmp_path, case, vocab):
+    files, part = case
+    folder = say(tiny.write(tmp_path / "m"), vocab=vocab, **files)
+    with pytest.raises((CheckpointError, ConfigError)) as raised:
+        Tokenizer(Checkpoint.open(folder))
+    assert part in str(raised.value) and str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("auto_map", {"AutoTokenizer": "a"}), ("never_split", ["a"]), ("tokenizer_class", "X")]
+)
+def test_keys_that_the_user_knows_to_be_harmless(tmp_path, monkeypatch, key, value):
+    folder = say(tiny.write(tmp_path / "m"), settings={key: value})
+    monkeypatch.setenv("FIRESTEEL_IGNORE_KEYS", f"other, {key}")
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode(["The a"], 64)) == [ids("the", "a")]
+
+
+@pytest.mark.parametrize("size", [160, 161, 200, 319, 320])
+def test_models_whose_table_is_padded_up(tmp_path, size):
+    assert rows(Tokenizer(Checkpoint.open(say(tiny.write(tmp_path / "m"), size=size))).encode(["a"], 64)) == [ids("a")]
+
+
+def test_a_vocab_without_a_mask_is_no_fault_of_the_folder(tmp_path):
+    folder = say(tiny.write(tmp_path / "m"), vocab=True, remove=("mask_token",), settings={}, size=160)
+    lines = (folder / "vocab.txt").read_text(encoding="utf-8").replace("[MASK]", "[unused]")
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode(["a"], 64)) == [ids("a")]
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"]
+)
+@pytest.mark.parametrize("what", ["broken link", "directory", "no JSON", "a list"])
+def test_files_that_are_there_and_cannot_be_read(tmp_path, name, what):
+    folder = say(tiny.write(tmp_path / "m"), vocab=name == "vocab.txt")
+    (folder / name).unlink(missing_ok=True)
+    if what == "broken link":
+        (folder / name).symlink_to("gone")
+    elif what == "directory":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("{" if what == "no JSON" else "[]")
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        Tokenizer(Checkpoint.open(folder))
+
+
+def test_lines_of_a_vocab_end_as_the_library_has_it(tmp_path):
+    from tokenizers.models import WordPiece
+
+    folder = say(tiny.write(tmp_path / "m"), vocab=True)
+    text = (
+        (folder / "vocab.txt").read_text(encoding="utf-8").replace("the\n", "the \t\u3000\n").replace("of\n", "of\r\n")
+    )
+    (folder / "vocab.txt").write_bytes((text + "a\rb\n\n\x1cx\x1c\nlast").encode())
+    tokenizer = load(Checkpoint.open(folder)).tokenizer
+    right = WordPiece.read_file(str(folder / "vocab.txt"))
+    assert {token: tokenizer.token_to_id(token) for token in right} == right and len(right) > 160
+
+
+def test_an_xlm_roberta(tmp_path):
+    """multilingual-e5-small says so: a BERT with XLM-R's pieces."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁the", "▁", *"abcd", "<mask>"]
+    special = [
+        {"id": pieces.index(token), "special": True} | add(token) for token in ("<s>", "<pad>", "</s>", "<mask>")
+    ]
+    model = {"type": "Unigram", "unk_id": 3, "vocab": [[piece, -1.0 * n] for n, piece in enumerate(pieces)]}
+    folder = tiny.write(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": special, "model": model}))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
+    say(folder, size=12)
+    found = rows(Tokenizer(Checkpoint.open(folder)).encode(["the ab", "", "<mask>the"], 64))
+    assert found == [[0, 4, 5, 6, 7, 2], [0, 2], [0, 10, 4, 2]]
+
+
+@pytest.mark.parametrize(
+    "settings, length",
+    [({"model_max_length": 9}, 9), ({"max_len": 8}, 8), ({"model_max_length": 7.0, "max_len": 5}, 7)]
+    + [({"model_max_length": 1e30}, None), ({"model_max_length": None, "max_len": 5}, None), ({}, None)],
+)
+def test_the_length_that_the_tokenizer_says(tmp_path, settings, length):
+    folder = say(tiny.write(tmp_path / "m"), remove=("model_max_length",), settings=settings)
+    assert Checkpoint.open(folder).sentence.max_length == length
+
+
+@pytest.mark.parametrize("value", ["128", 0, -1, 12.5, True, [64]])
+def test_lengths_that_cannot_be(tmp_path, value):
+    folder = say(tiny.write(tmp_path / "m"), settings={"model_max_length": value})
+    with pytest.raises(ConfigError, match="tokenizer_config.json: model_max_length is"):
+        Checkpoint.open(folder)
 
 
 @pytest.mark.parametrize("threads, expected", [(1, 0), (3, 3)])

@@ -113,9 +113,7 @@ def read_sentence(
     tokenizer_config: Mapping[str, object],
 ) -> Sentence:
     """What the settings say together; `folder` is the Transformer's. Raises CheckpointError and ConfigError."""
-    # Newer releases of sentence-transformers keep the length with the tokenizer; "no limit" is 1e30 there.
-    length = tokenizer_config.get("model_max_length")
-    length = int(length) if type(length) in (int, float) and 0 < length < 2**31 else None
+    length = _tokenizer_length(folder, tokenizer_config)
     if not modules:
         return Sentence(max_length=length)
 
@@ -153,6 +151,18 @@ def read_sentence(
         default_prompt_name=default,
         truncate_dim=_optional_int(path, settings, "truncate_dim"),
     )
+
+
+def _tokenizer_length(folder: str, settings: Mapping[str, object]) -> int | None:
+    """tokenizer_config.json's model_max_length, or max_len, its name of old; no limit is 1e30 there."""
+    key = "model_max_length" if "model_max_length" in settings else "max_len"
+    value = settings.get(key)
+    if value is None or (type(value) in (int, float) and value >= 2**31):
+        return None
+    if type(value) in (int, float) and value >= 1 and value == int(value):
+        return int(value)
+    path = os.path.join(folder, "tokenizer_config.json")
+    raise ConfigError(f"{path}: {key} is {value!r}; a whole number of tokens belongs there")
 
 
 def _transformer(folder: str) -> tuple[str, dict[str, object]]:

@@ -8,7 +8,6 @@ How many threads work is a setting of the whole process, because the library own
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .._core import CheckpointError, RequestError
+from .._core import RequestError
+from .tokenizer_files import Loaded, load
 
 if TYPE_CHECKING:
     import tokenizers
@@ -57,16 +57,13 @@ class Tokenizer:
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Reads tokenizer.json, or builds what a vocab.txt of BERT stands for.
-
-        Raises CheckpointError when there is neither, or when the file is damaged.
-        """
+        """Reads the folder's tokenizer files as `tokenizer_files` says. Raises what its `load` raises."""
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
         self._ready: dict[int, tokenizers.Tokenizer] = {}  # by max_length; 0: never truncates
-        first = self._load()
-        self.special_tokens: int = first.num_special_tokens_to_add(False)
-        self._spare: tokenizers.Tokenizer | None = first
+        first = load(checkpoint)
+        self.special_tokens: int = first.tokenizer.num_special_tokens_to_add(False)
+        self._spare: Loaded | None = first
 
     def encode(self, texts: Sequence[str], max_length: int, truncate: bool = True, prompt: str = "") -> Encoded:
         """Token ids of `texts`, each with `prompt` before it and the special tokens around it.
@@ -112,77 +109,13 @@ class Tokenizer:
         with self._lock:
             found = self._ready.pop(max_length, None)
             if found is None:
-                found, self._spare = self._spare or self._load(), None
+                (found, side), self._spare = self._spare or load(self._checkpoint), None
                 if max_length:
-                    side = self._checkpoint.tokenizer_config.get("truncation_side", "right")
-                    found.enable_truncation(max_length, direction="left" if side == "left" else "right")
+                    found.enable_truncation(max_length, direction=side)
                 while len(self._ready) >= _KEPT:
                     del self._ready[next(iter(self._ready))]
             self._ready[max_length] = found  # the latest used is the last
             return found
-
-    def _load(self) -> tokenizers.Tokenizer:
-        """A fresh library object that neither pads nor truncates, whatever its file says."""
-        import tokenizers
-
-        path = self._checkpoint.tokenizer_file
-        if path is None:
-            folder = self._checkpoint.folder
-            raise CheckpointError(
-                f'{folder}: tokenizer.json is missing; give rows of token ids, or make it once: python -c "from '
-                f'transformers import AutoTokenizer as T; p = {folder!r}; T.from_pretrained(p).save_pretrained(p)"'
-            )
-        config = self._checkpoint.tokenizer_config
-        if path.endswith("vocab.txt"):
-            loaded = _from_vocab(path, self._checkpoint)
-        else:
-            try:
-                with open(path, "rb") as file:  # the library takes no path that is not UTF-8
-                    loaded = tokenizers.Tokenizer.from_buffer(file.read())
-            except Exception as error:  # the library has no exception class of its own
-                raise CheckpointError(f"{path}: tokenizers {tokenizers.__version__} cannot read it: {error}") from None
-        loaded.no_padding()
-        loaded.no_truncation()
-        normalizer = loaded.normalizer
-        if isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
-            # As in transformers, where the two files differ tokenizer_config.json is right.
-            names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents"}
-            names["tokenize_chinese_chars"] = "handle_chinese_chars"
-            for key, name in names.items():
-                if key in config and getattr(normalizer, name) != config[key]:
-                    setattr(normalizer, name, config[key])
-        if self._checkpoint.sentence.do_lower_case:
-            lower = tokenizers.normalizers.Lowercase()
-            loaded.normalizer = tokenizers.normalizers.Sequence([lower] if normalizer is None else [lower, normalizer])
-        return loaded
-
-
-def _from_vocab(path: str, checkpoint: Checkpoint) -> tokenizers.Tokenizer:
-    """What BertTokenizer makes of a vocab.txt: one token a line, the line number is its id."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    config = checkpoint.tokenizer_config
-    if checkpoint.config.get("model_type") != "bert":
-        raise CheckpointError(f"{path}: only a bert's vocab.txt can be used alone; tokenizer.json is missing")
-    try:
-        with open(path, encoding="utf-8") as file:
-            vocab = {line.rstrip("\n"): number for number, line in enumerate(file)}
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    names = {}
-    for role in ("unk", "sep", "pad", "cls", "mask"):
-        token = config.get(f"{role}_token", f"[{role.upper()}]")
-        names[role] = str(token.get("content") if isinstance(token, dict) else token)
-    missing = [names[role] for role in ("unk", "sep", "cls") if names[role] not in vocab]
-    if missing:
-        raise CheckpointError(f"{path}: lacks {json.dumps(missing)}, which every row needs")
-    built = Tokenizer(models.WordPiece(vocab, unk_token=names["unk"], max_input_chars_per_word=100))
-    built.normalizer = normalizers.BertNormalizer(clean_text=True)  # tokenizer_config.json is applied by the caller
-    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    cls, sep = names["cls"], names["sep"]
-    built.post_processor = processors.BertProcessing((sep, vocab[sep]), (cls, vocab[cls]))
-    built.add_special_tokens([token for token in names.values() if token in vocab])
-    return built
 
 
 def _strings_only(texts: Sequence[object], errors: list[RowError]) -> list[str]:
