@@ -360,6 +360,31 @@ def test_files_that_are_there_and_cannot_be_read(tmp_path, name, what):
         Tokenizer(Checkpoint.open(folder))
 
 
+@pytest.mark.parametrize(
+    "settings, made",
+    [
+        (
+            {"tokenizer_class": "PreTrainedTokenizerFast"},
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        ),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, {"normalizer": {"type": "NoSuch"}}),
+        (
+            {"tokenizer_class": "PreTrainedTokenizerFast"},
+            {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "?"}},
+        ),
+        ({}, {"model": {"vocab": {"\ud800": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}}, "added_tokens": []}),
+    ],
+    ids=["panic", "no such step", "no unknown token", "no text"],
+)
+def test_what_the_library_fails_on(tmp_path, settings, made):
+    """Its panics are no Exception to Python, and its errors are of no class."""
+    folder = say(tiny.write(tmp_path / "m"), settings=settings, size=4)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(whole | {"added_tokens": []} | made))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: tokenizers [\d.]+ fails on it"):
+        Tokenizer(Checkpoint.open(folder)).encode(["xyz"], 64)
+
+
 def test_lines_of_a_vocab_end_as_the_library_has_it(tmp_path):
     from tokenizers.models import WordPiece
 

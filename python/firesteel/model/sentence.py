@@ -162,7 +162,7 @@ def _tokenizer_length(folder: str, settings: Mapping[str, object]) -> int | None
     if type(value) in (int, float) and value >= 1 and value == int(value):
         return int(value)
     path = os.path.join(folder, "tokenizer_config.json")
-    raise ConfigError(f"{path}: {key} is {value!r}; a whole number of tokens belongs there")
+    raise ConfigError(f"{path}: {key} is {repr(value)[:100]}; a whole number of tokens belongs there")
 
 
 def _transformer(folder: str) -> tuple[str, dict[str, object]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .._core import RequestError
-from .tokenizer_files import Loaded, load
+from .tokenizer_files import Loaded, load, named_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -82,11 +82,12 @@ class Tokenizer:
             texts = [prompt + text for text in texts]
         tokenizer = self._tokenizer(max_length if truncate else 0)
         encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-        try:
-            encodings = encode(texts)
-        except (TypeError, UnicodeError):  # the only strings it refuses are those UTF-8 cannot say
-            texts = _unicode_only(texts, len(prompt), errors)
-            encodings = encode(texts)
+        with named_errors(str(self._checkpoint.tokenizer_file)):
+            try:
+                encodings = encode(texts)
+            except (TypeError, UnicodeError):  # the only strings it refuses are those UTF-8 cannot say
+                texts = _unicode_only(texts, len(prompt), errors)
+                encodings = encode(texts)
         rows = len(encodings)
         lengths = np.fromiter(map(len, encodings), np.int64, rows)
         dropped = {row for row, _, _ in errors}

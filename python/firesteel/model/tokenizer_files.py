@@ -26,7 +26,8 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,25 +91,33 @@ class Token(NamedTuple):
     special: bool = True
 
 
+@contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """The library's errors and panics as CheckpointError with the file."""
+    import tokenizers
+
+    try:
+        yield
+    except (CheckpointError, ConfigError, MemoryError):
+        raise
+    except BaseException as error:  # the library has no exception class of its own, and its panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{path}: tokenizers {tokenizers.__version__} fails on it: {error}") from None
+
+
 def load(checkpoint: Checkpoint) -> Loaded:
     """A fresh library object for the folder.
 
     Raises CheckpointError for files that are missing, damaged or contradict each other or the model's vocab_size, and
     ConfigError for what a class or a key asks that is not done here.
     """
-    import tokenizers
-
     said = _read(checkpoint)
-    try:
+    with named_errors(said.source):
         make = {_BERT: _bert, _XLM_ROBERTA: _xlm_roberta, _AS_IS: _whole}[said.kind]
         built = _whole(said) if said.whole else make(said)
         _add(built, said.tokens_to_add())
         _finish(built, said)
-    except (CheckpointError, ConfigError):
-        raise
-    except Exception as error:  # the library has no exception class of its own
-        version = tokenizers.__version__
-        raise CheckpointError(f"{said.source}: tokenizers {version} cannot read it: {error}") from None
     _check_ids(built, said)
     _check_size(built, said, checkpoint.config.get("vocab_size"))
     built.no_padding()
@@ -153,7 +162,7 @@ class _Said:
         if type(value) is bool or (value is None and preset is None):
             return value
         wanted = "true, false or null" if preset is None else "true or false"
-        raise ConfigError(f"{self.where(key)} = {json.dumps(value)}; it must be {wanted}")
+        raise ConfigError(f"{self.where(key)} = {_shown(value)}; it must be {wanted}")
 
     def truncation_side(self) -> str:
         truncation = self.parsed.get("truncation")
@@ -161,7 +170,7 @@ class _Said:
         value = self.settings.get("truncation_side", str(preset or "right").lower())
         if value in ("left", "right"):
             return value
-        raise ConfigError(f'{self.where("truncation_side")} = {json.dumps(value)}; it must be "left" or "right"')
+        raise ConfigError(f'{self.where("truncation_side")} = {_shown(value)}; it must be "left" or "right"')
 
     def named(self) -> dict[str, Token]:
         """Special tokens by what they are for, in the order in which they get ids."""
@@ -188,9 +197,7 @@ class _Said:
     def extra(self) -> list[Token]:
         """Special tokens without a name."""
         key = "extra_special_tokens" if "extra_special_tokens" in self.settings else "additional_special_tokens"
-        value = self.settings.get(key) or []
-        if not isinstance(value, (list, dict)):
-            raise ConfigError(f"{self.where(key)} = {json.dumps(value)[:200]}; it must be a list of tokens")
+        value = self.settings.get(key)
         return [_token(item, self.where(key)) for item in value] if isinstance(value, list) else []
 
     def tokens_to_add(self) -> list[Token]:
@@ -251,7 +258,7 @@ def _kind(checkpoint: Checkpoint, settings: Mapping[str, object]) -> str:
         return _OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), _AS_IS)
     if isinstance(name, str) and name.removesuffix("Fast") in _CLASSES:
         return _CLASSES[name.removesuffix("Fast")]
-    said = f"{os.path.join(checkpoint.folder, path)}: tokenizer_class = {json.dumps(name)}"
+    said = f"{os.path.join(checkpoint.folder, path)}: tokenizer_class = {_shown(name)}"
     made = ", ".join(name for name, kind in _CLASSES.items() if kind != _AS_IS)
     raise ConfigError(
         f"{said} is not supported; supported are {made} and, to take tokenizer.json as it is, {_AS_IS} "
@@ -266,9 +273,9 @@ def _check_keys(path: str, settings: Mapping[str, object]) -> None:
     if remote and (not isinstance(remote, dict) or remote.get("AutoTokenizer")):
         refused.append("auto_map")
     for key in refused:
-        value = json.dumps(settings[key])
+        value = _shown(settings[key])
         raise ConfigError(
-            f"{path}: {key} = {value[:200]} is not supported; if it is harmless, set FIRESTEEL_IGNORE_KEYS={key}"
+            f"{path}: {key} = {value} is not supported; if it is harmless, set FIRESTEEL_IGNORE_KEYS={key}"
         )
 
 
@@ -319,7 +326,7 @@ def _token(value: object, said: str, special: bool | None = None) -> Token:
         or not all(type(value[flag]) is bool for flag in flags if flag in value)
     ):
         raise CheckpointError(
-            f'{said} has {json.dumps(value)[:200]}; a string belongs there, or an object with "content" and flags'
+            f'{said} has {_shown(value)}; a string belongs there, or an object with "content" and flags'
         )
     special = bool(value.get("special", False)) if special is None else special
     token = Token(value["content"], normalized=bool(value.get("normalized", not special)), special=special)
@@ -334,6 +341,12 @@ def _json_tokens(parsed: Mapping[str, object], path: str) -> list[tuple[int, Tok
     return [(item["id"], _token(item, f"{path}: added_tokens")) for item in listed]
 
 
+def _shown(value: object) -> str:
+    """A value as its file has it, cut where a sentence has no room for it."""
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
 def _is_id(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
@@ -344,17 +357,19 @@ def _list_tokens(said: _Said, added: Mapping[str, object]) -> None:
         known = (*(f"{role}_token" for role in _ROLES), "additional_special_tokens", "extra_special_tokens")
         if key not in known and not (key.endswith("_token") and isinstance(value, str)):
             path = said.path("special_tokens_map.json")
-            said_so = f"{path}: {key} = {json.dumps(value)[:200]}"
+            said_so = f"{path}: {key} = {_shown(value)}"
             raise ConfigError(f"{said_so} is not supported; known are {', '.join(known)}")
     path = said.path("added_tokens.json")
     if not all(map(_is_id, added.values())):
         raise CheckpointError(f"{path}: an object from tokens to ids belongs there")
+    _check_lists(said.path("tokenizer_config.json"), said.settings)
+    _check_lists(said.path("special_tokens_map.json"), said.special_map)
     from_json = _json_tokens(said.parsed, said.path("tokenizer.json"))
     said.promised += [(path, number, token) for token, number in added.items()]
     said.promised += [(said.path("tokenizer.json"), number, token.content) for number, token in from_json]
     if "added_tokens_decoder" in said.settings:
         decoder, where = said.settings["added_tokens_decoder"], said.where("added_tokens_decoder")
-        if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
+        if not isinstance(decoder, dict) or not all(key.isdecimal() and len(key) < 11 for key in decoder):
             raise CheckpointError(f"{where} is no object from ids to tokens")
         said.listed = {int(key): _token(value, where) for key, value in decoder.items()}
         said.promised += [(where, number, token.content) for number, token in said.listed.items()]
@@ -367,6 +382,12 @@ def _list_tokens(said: _Said, added: Mapping[str, object]) -> None:
     for token, number in added.items():
         said.listed[number] = Token(token, normalized=token not in special, special=token in special)
     said.listed.update(from_json)
+
+
+def _check_lists(path: str, settings: Mapping[str, object]) -> None:
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        if not isinstance(settings.get(key), (list, dict, type(None))):
+            raise ConfigError(f"{path}: {key} = {_shown(settings[key])}; it must be a list of tokens")
 
 
 def _lay_over(said: _Said) -> None:
@@ -410,7 +431,7 @@ def _bert(said: _Said) -> tokenizers.Tokenizer:
     missing = [role for role in ("sep", "cls") if said.required(role) not in known]
     missing = ["unk"] * (unknown not in vocab) + missing
     if missing:
-        lost = ", ".join(f"{json.dumps(said.required(role))} ({role}_token)" for role in missing)
+        lost = ", ".join(f"{_shown(said.required(role))} ({role}_token)" for role in missing)
         raise CheckpointError(f"{said.source}: lacks {lost}, which every row needs; {COPY_IT}")
     built = Tokenizer(models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
     built.normalizer = normalizers.BertNormalizer(
@@ -429,9 +450,10 @@ def _wordpieces(said: _Said) -> dict[str, int]:
         return {line.rstrip(_BLANKS): number for number, line in enumerate(lines if lines[-1] else lines[:-1])}
     model = said.parsed["model"]
     vocab = model.get("vocab")
-    if model.get("type", "WordPiece") != "WordPiece" or not isinstance(vocab, dict):
+    kind = str(model.get("type", "WordPiece"))[:40]
+    if kind != "WordPiece" or not isinstance(vocab, dict):
         raise ConfigError(
-            f"{said.source}: holds a {model.get('type')} model, and {_BERT} needs WordPiece; if the file is to be "
+            f"{said.source}: holds a {kind} model, and {_BERT} needs WordPiece; if the file is to be "
             f'taken as it is, say "tokenizer_class": "{_AS_IS}" in tokenizer_config.json'
         )
     if not all(map(_is_id, vocab.values())):
@@ -448,9 +470,10 @@ def _xlm_roberta(said: _Said) -> tokenizers.Tokenizer:
 
     model = said.parsed["model"]
     vocab = model.get("vocab")
+    kind = str(model.get("type"))[:40]
     if not isinstance(vocab, list) or not all(isinstance(item, list) and len(item) == 2 for item in vocab):
         raise ConfigError(
-            f"{said.source}: holds a {model.get('type')} model, and {_XLM_ROBERTA} needs Unigram; if the file is to be "
+            f"{said.source}: holds a {kind} model, and {_XLM_ROBERTA} needs Unigram; if the file is to be "
             f'taken as it is, say "tokenizer_class": "{_AS_IS}" in tokenizer_config.json'
         )
     built = Tokenizer(models.Unigram([(piece, float(score)) for piece, score in vocab], 3))
@@ -516,7 +539,7 @@ def _check_ids(built: tokenizers.Tokenizer, said: _Said) -> None:
         if found != number:
             has = "no id" if found is None else f"id {found}"
             raise CheckpointError(
-                f"{path}: token {json.dumps(token)} has id {number} there, and {has} by the other files; "
+                f"{path}: token {_shown(token)} has id {number} there, and {has} by the other files; "
                 f"copy all of the tokenizer's files from where the model came from"
             )
     for key, value in said.special_map.items():
@@ -524,7 +547,7 @@ def _check_ids(built: tokenizers.Tokenizer, said: _Said) -> None:
             token = _token(item, f"{said.path('special_tokens_map.json')}: {key}").content if item else ""
             if token and built.token_to_id(token) is None:
                 raise CheckpointError(
-                    f"{said.path('special_tokens_map.json')}: {key} is {json.dumps(token)}, which has no id by the "
+                    f"{said.path('special_tokens_map.json')}: {key} is {_shown(token)}, which has no id by the "
                     f"other files; copy all of the tokenizer's files from where the model came from"
                 )
 
@@ -544,6 +567,6 @@ def _check_size(built: tokenizers.Tokenizer, said: _Said, size: object) -> None:
     if beyond:
         number = max(beyond)
         raise CheckpointError(
-            f"{said.source}: token {json.dumps(beyond[number])} has id {number}, the model's vocab_size is {size}, so "
+            f"{said.source}: token {_shown(beyond[number])} has id {number}, the model's vocab_size is {size}, so "
             f"its ids end at {size - 1}; {COPY_IT}"
         )
