@@ -95,7 +95,7 @@ class Child:
 
     def end(self) -> str:
         """What it wrote to stderr."""
-        return self.process.communicate(timeout=120)[1]
+        return self.process.communicate(timeout=600)[1]
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ with firesteel.connect(sys.argv[1], devices="cuda:0") as engine:
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=600,
         )
         assert f"on cuda:0 process {own.pid} (firesteel, small) holds 5.0 MB" in refused.stderr
         assert "OutOfMemory" in refused.stderr

@@ -212,7 +212,7 @@ def run(software_driver):
             env=clean | named | {"PYTHONPATH": path, "FIRESTEEL_BATCH_TOKENS": "256"} | environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run

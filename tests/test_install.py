@@ -105,7 +105,7 @@ class Cluster:
         nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}
         command = ["bash", str(SCRIPT)]
         environment = plain | nowhere | mine | settings
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=self.folder)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=self.folder)
 
     def succeeds(self, wheel: Path | str, **settings: str) -> str:
         done = self.run(wheel, **settings)

@@ -117,7 +117,7 @@ with firesteel.connect(sys.argv[1]) as engine:
         subprocess.Popen([sys.executable, "-c", code, folder], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    said = {process.communicate(timeout=120)[0] for process in ran}
+    said = {process.communicate(timeout=600)[0] for process in ran}
     assert len(said) == 1
     assert said.pop().split()[1] == own.embed(tiny.rows(3, (5, 6))).tobytes().hex()
 
@@ -290,7 +290,7 @@ assert engine._core._client.manager_pid == pid and engine._core.opened == 1
 """
     environment = os.environ | {"PYTHONPATH": str(Path(firesteel.__file__).parent.parent)}
     ran = subprocess.run(
-        [sys.executable, "-c", code, folder], env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, folder], env=environment, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
 

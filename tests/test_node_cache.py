@@ -191,7 +191,7 @@ def racer(mount: Path, note: Path, stay: float = 0, code: str = RACER) -> subpro
 def test_eight_workers_that_race_make_one_copy(cache, mount, tmp_path):
     model = tiny.write(mount / "model")
     racers = [racer(mount, tmp_path / "note") for _ in range(8)]
-    said = [process.communicate(timeout=60) for process in racers]
+    said = [process.communicate(timeout=600) for process in racers]
     assert [process.returncode for process in racers] == [0] * 8, said
     assert len((tmp_path / "note").read_text().split()) == 1
     (folder,) = {out.strip() for out, _ in said}

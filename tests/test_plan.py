@@ -439,7 +439,7 @@ def test_an_engine_shows_where_its_layers_lie(folder):
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "firesteel", "plan", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "firesteel", "plan", *arguments], capture_output=True, text=True, timeout=600
     )
 
 

@@ -162,7 +162,7 @@ def run(cluster, folder: str, amount: int) -> tuple[list[dict], list]:
     """What the tasks of an application say, and what those of SQL know of their executor's GPUs."""
     master, environment, _ = cluster
     command = [sys.executable, "-c", DRIVER, master, folder, str(amount)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-4000:]
     said = json.loads(ran.stdout.splitlines()[-1])
     assert said["worst"] < 1e-5

@@ -178,7 +178,7 @@ def test_one_manager_an_executor_that_ends_with_it(folder, tmp_path):
         "FIRESTEEL_MANAGER_DIR": str(place),
     }
     ran = subprocess.run(
-        [sys.executable, "-c", CLUSTER, folder], env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", CLUSTER, folder], env=environment, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
     said = json.loads(ran.stdout.splitlines()[-1])

@@ -210,6 +210,6 @@ def test_other_sessions(folder, tmp_path, code):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
