@@ -32,6 +32,8 @@ from .json_values import (
     typed,
 )
 
+BATCH_CELLS = 1 << 20  # of as many rows and columns, whether they are there or not
+
 _space = re.compile(r"[ \t\r\n]*").match
 _byte = re.compile("[\udc80-\udcff]")  # one that was no UTF-8, as surrogateescape decodes it
 
@@ -174,10 +176,11 @@ class _JsonLines:
 
     def _batches(self) -> Iterator[Rows]:
         batch, size = [], 0
+        most = max(1, min(files.BATCH_ROWS, BATCH_CELLS // len(self._kinds)))
         for line in self._lines():
             batch.append(line)
             size += len(line.text)
-            if len(batch) == files.BATCH_ROWS or size >= files.BATCH_BYTES:
+            if len(batch) == most or size >= files.BATCH_BYTES:
                 yield self._rows(batch)
                 batch, size = [], 0
         if batch:
