@@ -12,7 +12,8 @@ import pytest
 import tiny
 from firesteel.engine.options import byte_count, engine_options
 from firesteel.host import settings
-from firesteel.host.values import plain, text_of
+from firesteel.host.text import one_line
+from firesteel.host.values import plain
 from firesteel.manager import lifecycle
 
 WHOLE = [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64, np.intc, np.longlong]
@@ -219,9 +220,9 @@ def test_what_is_no_scalar_stays_what_it_is(value):
 
 
 def test_a_path_of_other_bytes_is_text_with_escapes():
-    assert text_of("/a/\udcff\udc80b") == "/a/\\xff\\x80b"
-    assert text_of("/a/\ud800") == "/a/\\ud800"
-    assert text_of("/models/\u00e9t\u00e9") == "/models/\u00e9t\u00e9"
+    assert one_line("/a/\udcff\udc80b") == "/a/\\xff\\x80b"
+    assert one_line("/a/\ud800") == "/a/\\ud800"
+    assert one_line("/models/\u00e9t\u00e9") == "/models/\u00e9t\u00e9"
 
 
 # --- sentences name the folder ----------------------------------------------------------------------------------------

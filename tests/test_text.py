@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from firesteel import _core
-from firesteel.host.text import ESCAPES, Formatter, escape_on, plain
+from firesteel.host.text import ESCAPES, Formatter, escape_on, one_line
 from firesteel.manager import lifecycle, relay
 from firesteel.model.locate import Located, resolve
 
@@ -55,9 +55,9 @@ def check_sentence(text: str) -> None:
 @pytest.mark.parametrize("name", AWKWARD)
 def test_plain_text(name):
     text, expected = AWKWARD[name]
-    assert plain(text) == expected and plain(expected) == expected
-    check_sentence(plain(text))
-    assert text.encode("utf-8", ESCAPES).decode() == plain(text) if name.startswith(("Latin", "half")) else True
+    assert one_line(text) == expected and one_line(expected) == expected
+    check_sentence(one_line(text))
+    assert text.encode("utf-8", ESCAPES).decode() == one_line(text) if name.startswith(("Latin", "half")) else True
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
@@ -70,7 +70,7 @@ def test_every_error_says_plain_text(kind):
     for text in texts:
         error = kind(f"{text}: is wrong")
         check_sentence(str(error))
-        assert str(error) == f"{plain(text)}: is wrong"
+        assert str(error) == f"{one_line(text)}: is wrong"
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
@@ -119,9 +119,9 @@ def test_a_model_computes_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
             check_sentence(repr(opened))
         str(engine.placement).encode()
         said = json.loads(connected._core._client.ask(b'{"ask": "stats"}'))
-        assert [model["name"] for model in said["models"]] == [plain(folder)]
+        assert [model["name"] for model in said["models"]] == [one_line(folder)]
         log = Path(connected._core._relay._path).read_bytes().decode()
-        assert f"opened {plain(folder)} in " in log
+        assert f"opened {one_line(folder)} in " in log
     firesteel.plan(folder)
     located = pickle.loads(pickle.dumps(resolve(folder)))
     assert located == Located(folder)

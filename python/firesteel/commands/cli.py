@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .._core import CheckpointError, ConfigError, Error, RequestError
-from ..host.text import escape_on, plain
+from ..host.text import escape_on, one_line
 
 EXIT_CODES = """exit codes:
   0    done
@@ -37,7 +37,7 @@ class Refused(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{plain(f'{self.prog}: {message}; see {self.prog} --help')}\n")
+        self.exit(2, f"{one_line(f'{self.prog}: {message}; see {self.prog} --help')}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str) -> None:
-    print(f"firesteel: {plain(sentence)}", file=sys.stderr)
+    print(f"firesteel: {one_line(sentence)}", file=sys.stderr)
 
 
 def _parser() -> _Parser:

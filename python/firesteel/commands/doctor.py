@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .. import _core
 from ..engine.claims import found, size_text
-from ..host.text import plain
+from ..host.text import one_line
 from ..manager.lifecycle import call, directory_path
 from ..manager.service import build
 
@@ -62,7 +62,7 @@ def main() -> int:
     for title, lines in report():
         print(title)
         for name, text in lines:
-            print(plain(f"  {name:<14}{text}"))
+            print(one_line(f"  {name:<14}{text}"))
     print("firesteel can compute here" if fine else "firesteel cannot compute here: see what is missing above")
     return 0 if fine else 1
 

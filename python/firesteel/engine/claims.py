@@ -33,7 +33,7 @@ from .. import _core
 from .._core import OutOfMemory
 from ..host.locks import unlock
 from ..host.processes import Process, look_up
-from ..host.text import plain
+from ..host.text import one_line
 
 DIRECTORY = "/tmp/firesteel-claims"
 LOCK_SECONDS = 60.0  # that an engine waits for others that are opening on its GPUs, in all
@@ -145,7 +145,7 @@ def _warn(what: str) -> None:
         log.warning(
             "%s; engines open without, and two that open at once may both count on the same memory "
             "(FIRESTEEL_CLAIMS_DIR names another directory)",
-            plain(what),
+            one_line(what),
         )
 
 
@@ -185,7 +185,7 @@ def _lock(directory: int, name: str, gpu: str, until: float) -> int | None:
                 "what is free may be counted twice",
                 gpu,
                 LOCK_SECONDS,
-                plain(_path()),
+                one_line(_path()),
                 name,
             )
             return None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import _core
-from ..host.values import text_of
+from ..host.text import one_line
 from ..model.checkpoint import config_and_tensors
 from ..model.locate import seen
 from .options import byte_count, engine_options
@@ -183,7 +183,7 @@ def plan(
         dtype=options["dtype"],
         parallel=options["parallel"],
         cpu_path=options["cpu_path"],
-        name=text_of(folder),
+        name=one_line(folder),
     )
     title = f"{config['model_type']}, {said['layers']} layers, {said['dtype']}, {_size(said['weights'])} of weights"
     return placement_of(title, said, _advice(said))

@@ -16,10 +16,10 @@ from .._core import plain_text
 ESCAPES = "firesteel.escapes"  # an error handler of encodings, both ways: what cannot be said becomes escapes
 
 
-def plain(text: object) -> str:
+def one_line(text: object) -> str:
     r"""str(text) as one line of valid UTF-8.
 
-    >>> plain(os.fsdecode(b"/models/caf\xe9"))
+    >>> one_line(os.fsdecode(b"/models/caf\xe9"))
     '/models/caf\\xe9'
     """
     return plain_text(str(text))

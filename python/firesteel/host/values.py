@@ -1,12 +1,10 @@
-"""Values that callers give: NumPy's scalars as Python's own, text that every sink can take.
+"""Values that callers give: NumPy's scalars as Python's own.
 
 Jobs are keyed by their options and options travel as JSON, so whatever takes an option makes it plain at once: 64 and
 np.int64(64) are then one value in every check, sentence and key.
 """
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 
@@ -32,11 +30,3 @@ def plain(value: object) -> object:
         if isinstance(value, kind) and not isinstance(value, np.timedelta64):  # which passes for an integer
             return made(value)
     return value
-
-
-def text_of(path: str) -> str:
-    """A path as valid UTF-8: bytes of a file's name that are none come as backslash escapes."""
-    try:
-        return os.fsencode(path).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a surrogate pair that stands for no byte
-        return path.encode("utf-8", "backslashreplace").decode("utf-8")

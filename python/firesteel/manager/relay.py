@@ -19,7 +19,7 @@ from contextlib import suppress
 from time import monotonic
 
 from .._core import ManagerError
-from ..host.text import ESCAPES, plain
+from ..host.text import ESCAPES, one_line
 from . import lifecycle
 
 LOOK_SECONDS = 1.0
@@ -110,7 +110,7 @@ class Relay:
         return b"", at
 
     def _say(self, level: int, line: str) -> None:
-        line = plain(line)
+        line = one_line(line)
         if self._spark:
             with suppress(OSError, ValueError, AttributeError):  # stderr is closed, or there is none
                 print(f"firesteel: {line}", file=sys.stderr, flush=True)

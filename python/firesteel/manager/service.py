@@ -31,7 +31,7 @@ from .. import _core
 from .._core import Error, OutOfMemory, RequestError
 from ..engine.claims import Claim, open_engine
 from ..host.settings import number
-from ..host.text import plain
+from ..host.text import one_line
 
 log = logging.getLogger("firesteel.manager")
 
@@ -151,7 +151,7 @@ class Service:
         text = _contents(files[0])
         try:
             said = json.loads(text)
-            config, tensors, name = dict(said["config"]), [_tensor(t) for t in said["tensors"]], plain(said["name"])
+            config, tensors, name = dict(said["config"]), [_tensor(t) for t in said["tensors"]], one_line(said["name"])
             options = {option: said["options"][option] for option in OPTIONS}
             knobs = {str(knob): str(value) for knob, value in said["knobs"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

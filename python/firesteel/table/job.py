@@ -18,7 +18,8 @@ from .. import _core
 from .._core import ConfigError, RequestError
 from ..engine.options import check_prompt, engine_options, prompt_text
 from ..host.settings import ignore_keys_of_session
-from ..host.values import plain, text_of
+from ..host.text import one_line
+from ..host.values import plain
 from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
 from ..model.locate import FORMS, Located, describe, resolve, unseen
@@ -159,10 +160,10 @@ def _check_model(
         located, folder = describe(resolve(model))
         if folder is None:
             if missing := unseen(located):  # on the line that made the function
-                warnings.warn(f"{said_by}: {text_of(missing)}", UserWarning, stacklevel=5)
+                warnings.warn(f"{said_by}: {one_line(missing)}", UserWarning, stacklevel=5)
             return located
         checkpoint = Checkpoint.open(folder, weights=located.with_weights)
-        name = text_of(checkpoint.folder)
+        name = one_line(checkpoint.folder)
         _core.trace(checkpoint.config, [1], None, name)  # unknown architectures and keys are named by the engine itself
         engine_options(**engine, config=checkpoint.config, folder=name)
     if "prompt" in request:
