@@ -278,14 +278,17 @@ def test_a_working_directory_that_was_removed(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     os.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
-    for opens in (Checkpoint.open, firesteel.Engine, firesteel.plan):
-        sentence = said(CheckpointError, opens, "model")
-        assert sentence == "model: is relative to a working directory that was removed; give the path from the root"
+    sentence = "model: is relative to a working directory that was removed; give the path from the root"
+    assert said(CheckpointError, Checkpoint.open, "model") == sentence
+    for opens in (firesteel.Engine, firesteel.plan):  # a relative name is looked for in other places too
+        assert "was removed" in said(CheckpointError, opens, "model")
 
 
 @pytest.mark.parametrize("name", ["model\ud800", "a/\udfff/b"])
 def test_a_name_that_no_file_can_have(name):
-    assert "no such folder" in said(CheckpointError, Checkpoint.open, name)
+    assert said(CheckpointError, Checkpoint.open, name).startswith(
+        f"model is {name!r}; the path of a model folder belongs"
+    )
 
 
 @pytest.mark.parametrize(("fault", "words"), [*FAULTS[:6:2], *FAULTS[5:7]], ids=named)

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from ..host import task
 from .files import some
+from .kinds import classes_of
 
 _CLASSES = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoice)")
 # As transformers names them, behind the name of the model that the head is on or behind nothing.
@@ -32,9 +33,7 @@ def head_of(config: Mapping[str, object], tensors: Iterable[str]) -> str | None:
 
     Either is enough: files are converted by tools that lose one of the two. None: there is no head.
     """
-    listed = config.get("architectures")
-    classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    classes = [name for name in classes if _CLASSES.search(name)]
+    classes = [name for name in classes_of(config) if _CLASSES.search(name)]
     names = sorted(name for name in tensors if _TENSORS.fullmatch(name))
     if not classes:
         return some(names, 4) or None

@@ -134,7 +134,7 @@ def check_adapter(folder: str) -> None:
 
 def _conversion(folder: str, config: Mapping[str, object]) -> str:
     """The command that writes model.safetensors beside the pickle, the head that it has included."""
-    made = next(iter(_classes(config)), "")
+    made = next(iter(classes_of(config)), "")
     made = made if re.fullmatch(r"[A-Z]\w*", made, re.ASCII) else "AutoModel"
     code = f"import sys; from transformers import {made} as M; p = sys.argv[1]; M.from_pretrained(p).save_pretrained(p)"
     return f'python -c "{code}" {shlex.quote(folder)}'
@@ -277,7 +277,7 @@ def check_type(path: str, config: Mapping[str, object]) -> None:
         raise CheckpointError(f"{path}: has no model_type{_untyped(path, config)}")
     if kind in _known():
         return
-    classes, spelt = _classes(config), _spelt(kind)
+    classes, spelt = classes_of(config), _spelt(kind)
     named = f"{path}: model_type {kind[:60]!r}"
     if what := _of_type(kind) or _by_shape(classes, config):
         raise ConfigError(f"{named} is {what}; supported are {supported()}")
@@ -306,7 +306,7 @@ def _untyped(path: str, config: Mapping[str, object]) -> str:
         return f", because it is that of a sentence-transformers module; give the folder above, {above}"
     if "pretrained_cfg" in config or ("architecture" in config and "num_features" in config):
         return f", because it is that of a timm model, {_VISION}; supported are {supported()}"
-    kind = _ours(_classes(config)) or ("torch_transformer" if {"d_model", "nhead"} <= config.keys() else None)
+    kind = _ours(classes_of(config)) or ("torch_transformer" if {"d_model", "nhead"} <= config.keys() else None)
     if kind:
         return f', so the architecture is unknown; its other keys are those of {kind}: add "model_type": "{kind}"'
     return f', so the architecture is unknown; add it ("bert", ...); supported are {supported()}'
@@ -359,9 +359,12 @@ def _known() -> list[str]:
     return [str(kind["model_type"]) for kind in _core.architectures()]
 
 
-def _classes(config: Mapping[str, object]) -> list[str]:
+def classes_of(config: Mapping[str, object]) -> list[str]:
+    """Names of the classes in config.json's `architectures`; what can be no such name is left out."""
     listed = config.get("architectures")
-    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    return [name for name in listed if isinstance(name, str) and name.isidentifier() and len(name) <= 100]
 
 
 def _ours(classes: Iterable[str]) -> str | None:
