@@ -279,13 +279,12 @@ static int64_t *lengths_from(PyObject *sequence, Py_ssize_t *count) {
     return lengths;
 }
 
-PyDoc_STRVAR(trace_doc,
-             "trace(config, lengths, targets=None, name='config')\n--\n\n"
-             "The ops that one batch of rows of these lengths (tokens) runs, a line each, from the measure\n"
-             "backend: no weights are read. Rows are embedded with mean pooling; a model with a decoder\n"
-             "gives hidden states of targets of the lengths `targets`, by default those of the rows. name:\n"
-             "the model's folder, which sentences name. Raises ConfigError, and ValueError where there are\n"
-             "not as many targets as rows.");
+PyDoc_STRVAR(trace_doc, "trace(config, lengths, targets=None, name='config')\n--\n\n"
+                        "The ops that one batch of rows of these lengths (tokens) runs, a line each, from the measure\n"
+                        "backend: no weights are read. Rows are embedded with mean pooling; a model with a decoder\n"
+                        "gives hidden states of targets of the lengths `targets`, by default those of the rows. name:\n"
+                        "the model's folder, which sentences name. Raises ConfigError, and ValueError where there are\n"
+                        "not as many targets as rows.");
 
 static PyObject *trace_of(PyObject *module, PyObject *config, const char *name, const int64_t *lengths,
                           const int64_t *targets, Py_ssize_t count) {
@@ -311,7 +310,8 @@ static PyObject *trace(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OO|Os", &config, &sequence, &targets, &name)) return NULL;
     if (!(lengths = lengths_from(sequence, &count))) return NULL;
     target_lengths = lengths_from(targets == Py_None ? sequence : targets, &target_count);
-    if (target_lengths && target_count == count) result = trace_of(module, config, name, lengths, target_lengths, count);
+    if (target_lengths && target_count == count)
+        result = trace_of(module, config, name, lengths, target_lengths, count);
     else if (target_lengths)
         PyErr_Format(PyExc_ValueError, "there are %zd targets and %zd rows; each row has one", target_count, count);
     fs_free(target_lengths);

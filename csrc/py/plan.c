@@ -101,7 +101,8 @@ const char fs_py_plan_doc[] = PyDoc_STR(
     "     name='config')\n"
     "--\n\n"
     "Where a model would go, from its config alone: no device is opened, no weight read. memory: bytes of all\n"
-    "devices or of each, 0 for what the host has. name: the model's folder, which sentences name. Raises ConfigError for options that no model could take; a\n"
+    "devices or of each, 0 for what the host has. name: the model's folder, which sentences name. Raises ConfigError "
+    "for options that no model could take; a\n"
     "model that does not fit is told in 'fits' and 'why'.");
 
 PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -137,7 +138,8 @@ const char fs_py_check_options_doc[] = PyDoc_STR(
     "--\n\n"
     "Raises the ConfigError that Engine would raise for these options on any machine; asks none what it has, so\n"
     "'auto' and 'cuda' devices may be as many as `parallel` needs. config: of the model, for numbers that it cannot\n"
-    "be cut into; None: any model. name: the model's folder, which sentences name. ValueError where threads is negative.");
+    "be cut into; None: any model. name: the model's folder, which sentences name. ValueError where threads is "
+    "negative.");
 
 PyObject *fs_py_check_options(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = { "devices", "parallel", "dtype", "cpu_path", "threads", "config", "name", NULL };
