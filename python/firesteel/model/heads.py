@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from ..host import task
+from ..host.text import one_line
 from .files import some
 from .kinds import classes_of
 
@@ -47,7 +48,7 @@ def warn_of_head(folder: str, head: str | None) -> None:
     """
     if head is None:
         return
-    sentence = (
+    sentence = one_line(
         f"{folder}: has a head, {head}, that vectors are made without: they are its encoder's hidden states, pooled, "
         f"and say nothing of its labels or scores"
     )
