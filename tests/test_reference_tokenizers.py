@@ -448,3 +448,22 @@ def test_sentence_transformers(tmp_path, case):
     opened = Checkpoint.open(folder)
     encoded = Tokenizer(opened).encode(texts, min(opened.sentence.max_length or 48, 48))
     assert [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)] == right
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "tiktoken.model"])
+@pytest.mark.parametrize("names", FILES.values(), ids=FILES)
+def test_vocabularies_of_other_kinds(tmp_path, name, names):
+    """transformers takes them before vocab.txt, and after tokenizer.json."""
+    folder = write(tmp_path / "m", files_of(names) | {name: "{}"})
+    assert outcome(folder, name) == ("equal" if "json" in names else "refused")
+
+
+def test_what_transformers_saves(tmp_path):
+    """A folder as save_pretrained leaves it, tokens that were added included."""
+    folder = write(tmp_path / "m", files_of(("vocab",)))
+    loaded = transformers.AutoTokenizer.from_pretrained(str(folder))
+    loaded.add_tokens(["newtoken", "New York"])
+    loaded.add_special_tokens({"additional_special_tokens": ["[X1]"]})
+    (folder / "vocab.txt").unlink()
+    loaded.save_pretrained(str(folder))
+    assert outcome(folder, "") == "equal"

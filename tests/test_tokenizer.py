@@ -336,6 +336,14 @@ def test_models_whose_table_is_padded_up(tmp_path, size):
     assert rows(Tokenizer(Checkpoint.open(say(tiny.write(tmp_path / "m"), size=size))).encode(["a"], 64)) == [ids("a")]
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "tiktoken.model"])
+def test_vocabularies_that_come_before_vocab_txt(tmp_path, name):
+    folder = say(tiny.write(tmp_path / "m"), vocab=True)
+    (folder / name).write_text("x")
+    with pytest.raises(CheckpointError, match=f"{name}: comes before vocab.txt"):
+        Tokenizer(Checkpoint.open(folder))
+
+
 def test_a_vocab_without_a_mask_is_no_fault_of_the_folder(tmp_path):
     folder = say(tiny.write(tmp_path / "m"), vocab=True, remove=("mask_token",), settings={}, size=160)
     lines = (folder / "vocab.txt").read_text(encoding="utf-8").replace("[MASK]", "[unused]")

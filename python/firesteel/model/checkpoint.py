@@ -19,14 +19,17 @@ from .heads import head_of
 from .safetensors import INDEX, Tensor, has_weights, read_tensors, weight_files
 from .sentence import TRANSFORMER_SETTINGS, Sentence, read_modules, read_sentence
 
-# What is read of a model's folder and of its modules' folders, beside the weights.
+# Not read, but without tokenizer.json a folder that has one is refused, on every machine alike.
+OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    *OTHER_VOCABULARIES,
 )
+# What is read of a model's folder and of its modules' folders, beside the weights.
 NAMES_READ = (
     "config.json",
     *TOKENIZER_FILES,

@@ -32,12 +32,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._core import CheckpointError, ConfigError
+from .checkpoint import OTHER_VOCABULARIES, Checkpoint
 from .files import content, optional_json, there
 
 if TYPE_CHECKING:
     import tokenizers
-
-    from .checkpoint import Checkpoint
 
 _SAME_AS_BERT = ("Bert", "DistilBert", "DPRContextEncoder", "DPRQuestionEncoder", "Electra", "LayoutLM", "Lxmert")
 _BERT, _XLM_ROBERTA, _AS_IS = "BertTokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizerFast"
@@ -71,7 +70,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "subword_tokenizer_type": (None, "wordpiece"),
     "fast_tokenizer_files": (None, [], ["tokenizer.json"]),
 }
-_OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
 COPY_IT = "copy tokenizer.json or vocab.txt from where the model came from"
 
 
@@ -287,7 +285,7 @@ def _check_vocab_alone(folder: str, vocabulary: str | None, kind: str) -> None:
         )
     if vocabulary is None:
         raise CheckpointError(f"{folder}: tokenizer.json is missing; give rows of token ids, or {COPY_IT}")
-    for name in _OTHER_VOCABULARIES:
+    for name in OTHER_VOCABULARIES:
         if there(os.path.join(folder, name)):
             raise CheckpointError(
                 f"{os.path.join(folder, name)}: comes before vocab.txt where there is no tokenizer.json, and is not "
@@ -506,6 +504,7 @@ def _whole(said: _Said) -> tokenizers.Tokenizer:
 
 def _finish(built: tokenizers.Tokenizer, said: _Said) -> None:
     """What comes after the added tokens, because it needs their ids."""
+    import tokenizers
     from tokenizers import processors
 
     if said.kind != _AS_IS:
@@ -514,7 +513,10 @@ def _finish(built: tokenizers.Tokenizer, said: _Said) -> None:
         built.post_processor = processors.BertProcessing((sep, built.token_to_id(sep)), (cls, built.token_to_id(cls)))
     if said.flag("split_special_tokens", False):
         if not hasattr(built, "encode_special_tokens"):
-            raise ConfigError(f"{said.where('split_special_tokens')} = true needs tokenizers 0.19 or later")
+            where = said.where("split_special_tokens")
+            raise ConfigError(
+                f"{where} = true is more than tokenizers {tokenizers.__version__} can; install a newer one"
+            )
         built.encode_special_tokens = True
 
 
