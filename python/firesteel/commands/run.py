@@ -17,11 +17,12 @@ from time import perf_counter
 import pyarrow as pa
 
 from ..engine.engine import Engine
+from ..host.text import one_line as said
 from ..model.checkpoint import Checkpoint
 from ..model.locate import find, resolve
 from ..table import csv_file, files
 from ..table.columns import FLOATS, details_type, valid
-from ..table.files import BadFile, Rows, Source, reason, said, with_faults
+from ..table.files import BadFile, Rows, Source, reason, with_faults
 from ..table.job import Job, embed_job
 from ..table.json_lines import open_json_lines
 from ..table.parquet_file import open_parquet

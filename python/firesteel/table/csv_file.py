@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from ..host.text import one_line as said
 from . import files
-from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, said, surrogates
+from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
 
 CHUNK_BYTES = 1 << 20
 CLOSING = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')

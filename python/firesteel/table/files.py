@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..host.text import one_line as said
 from . import columns
 from .columns import RowError
 
@@ -182,8 +183,8 @@ def new_name(output: str, names: list[str]) -> None:
         raise BadFile(f"--output-column is {said(output)!r}, which the input already has; choose another")
 
 
-def said(text: str) -> str:
-    """Text as it may leave this process: bytes of a name that are no UTF-8 as escapes."""
+def unicode(text: str) -> str:
+    r"""The text where only Unicode can go: bytes that are no UTF-8 as \xNN, halves of surrogate pairs as \uNNNN."""
     if not surrogates(text):
         return text
     try:
@@ -202,7 +203,7 @@ def surrogates(text: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    return said(str(error)).strip().replace("\n", " ").rstrip(".")
+    return said(str(error).strip().replace("\n", " ")).rstrip(".")
 
 
 def with_faults(details: pa.Array, faults: list[RowError]) -> pa.Array:

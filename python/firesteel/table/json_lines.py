@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from ..host.text import one_line as said
 from . import files
-from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, said, surrogates
+from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
 from .json_values import (
     JSON,
     LARGEST_INT,

@@ -12,9 +12,10 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..host.text import one_line as said
 from . import files
 from .columns import readable
-from .files import BadFile, Rows, Source, said
+from .files import BadFile, Rows, Source
 from .json_values import LARGEST_INT, SMALLEST_INT
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -52,7 +53,7 @@ def _listed(folder: str) -> list[tuple[str, Partition]]:
     if os.path.isdir(os.path.join(folder, "_delta_log")):
         raise BadFile(
             f"{said(folder)}: is a Delta table, whose log says which of its files count; "
-            f"write it as Parquet first: spark.read.load(...).write.parquet(...)"
+            f"let Spark write its rows as Parquet, and name that folder"
         )
     found = []
     for place, folders, names in os.walk(folder, onerror=_cannot_list):

@@ -18,8 +18,9 @@ from itertools import accumulate
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..host.text import one_line as said
 from .csv_file import quoted
-from .files import BadFile, Escaped, said, surrogates
+from .files import BadFile, Escaped, surrogates, unicode
 
 NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
 
@@ -73,7 +74,7 @@ def json_texts(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
     if _is_list(kind):
         return _lists(array, escaped, name)
     if pa.types.is_struct(kind):
-        keys = [json.dumps(said(field.name), ensure_ascii=False) for field in kind]
+        keys = [json.dumps(unicode(field.name), ensure_ascii=False) for field in kind]
         fields = [json_texts(field, escaped, name) for field in array.flatten()]
         texts = ["{" + ",".join(map(":".join, zip(keys, row, strict=True))) + "}" for row in zip(*fields, strict=True)]
         texts = texts if fields else ["{}"] * len(array)
@@ -157,7 +158,7 @@ def _json_string(text: str | None, escaped: Escaped, name: str) -> str:
         return "null"
     if surrogates(text):
         escaped.add(f"column {said(name)}")
-        text = said(text)
+        text = unicode(text)
     return json.dumps(text, ensure_ascii=False)
 
 
