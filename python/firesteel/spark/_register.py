@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def register(spark: "SparkSession", name: str, udf: ColumnFunction) -> ColumnFunction:
     """Makes `udf` known to the session's SQL as `name`, and returns it. A name used before is given anew.
 
-    Raises ConfigError for a name that SQL cannot say, or one that begins with ai_.
+    Raises ConfigError for a name that SQL cannot say, or one that begins with ai_. A query that gives the function more
+    or fewer columns than it takes fails in its first task, whose ConfigError says so by this name.
 
     Example:
 
@@ -31,5 +32,5 @@ def register(spark: "SparkSession", name: str, udf: ColumnFunction) -> ColumnFun
         raise ConfigError(
             f"name is {name!r}; names that begin with ai_ belong to Databricks' own SQL functions: choose another"
         )
-    spark.udf.register(name, udf)
+    spark.udf.register(name, udf.named(name))
     return udf

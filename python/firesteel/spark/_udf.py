@@ -4,8 +4,10 @@ The function that Spark pickles is made here, a closure over the Job alone; ever
 firesteel must be installed on the executors and nothing of it travels.
 """
 
+import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyspark.sql.functions as F
 from pyspark.sql.types import ArrayType, DataType, FloatType, IntegerType, StringType, StructField, StructType
 from pyspark.sql.utils import is_remote
 
-from .._core import ConfigError
+from .._core import ConfigError, RequestError
 from ..table import counters
 from ..table.columns import from_series, to_frame, to_series
 from ..table.job import Job
@@ -45,12 +47,14 @@ def result_type(job: Job) -> DataType:
     return StructType([StructField(name, kind) for name, kind in fields.items()])
 
 
-def check_count(job: Job, given: int, of: str = "") -> None:
-    """Raises ConfigError where the job does not take that many columns."""
+def check_count(job: Job, given: int, function: str) -> None:
+    """Raises ConfigError where the job does not take that many columns. `function` is how the user called it."""
     least, most = COLUMNS[job.task]
-    if not least <= given <= most:
-        takes = "1 column" if most == 1 else f"{least} or {most} columns"
-        raise ConfigError(f"{job.task}_udf{of} takes {takes}; {given} were given")
+    if least <= given <= most:
+        return
+    takes = "1 column" if most == 1 else f"{least} or {most} columns"
+    way = "; concat_ws(' ', ...) makes one text of several" if given > most == 1 else ""
+    raise ConfigError(f"{function} takes {takes}; {given} {'was' if given == 1 else 'were'} given{way}")
 
 
 class ColumnFunction:
@@ -65,13 +69,14 @@ class ColumnFunction:
         df.select(vectors("text"), vectors(F.lower("text")))
     """
 
-    def __init__(self, job: Job, deterministic: bool = True) -> None:
+    def __init__(self, job: Job, deterministic: bool = True, name: str | None = None) -> None:
         self.job = job
         self.deterministic = deterministic
+        self._name = name  # in SQL, where it has one: errors call it so
 
     def __call__(self, *columns: "Column | str") -> "Column":
         """The column of results. A column is a name, or any expression."""
-        check_count(self.job, len(columns), "'s function")
+        check_count(self.job, len(columns), f"{self.job.task}_udf's function")
         return self._spark(*columns)
 
     @property
@@ -88,11 +93,15 @@ class ColumnFunction:
 
     def asNondeterministic(self) -> "ColumnFunction":
         """The same, which Spark evaluates once a row: filters on other columns are then not run before it."""
-        return ColumnFunction(self.job, deterministic=False)
+        return ColumnFunction(self.job, deterministic=False, name=self._name)
+
+    def named(self, name: str) -> "ColumnFunction":
+        """The same, as errors of SQL's `name` tell of it."""
+        return ColumnFunction(self.job, self.deterministic, name)
 
     @property
     def _spark(self) -> Callable[..., "Column"]:
-        return _spark_udf(self.job, self.deterministic, is_remote())
+        return _spark_udf(self.job, self.deterministic, is_remote(), self._name)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ColumnFunction):
@@ -111,19 +120,19 @@ class ColumnFunction:
 
 
 @lru_cache(maxsize=256)
-def _spark_udf(job: Job, deterministic: bool, remote: bool) -> Callable[..., "Column"]:
+def _spark_udf(job: Job, deterministic: bool, remote: bool, name: str | None) -> Callable[..., "Column"]:
     """Spark's own UDF object for a job. Kept, so that Spark sees the same expression where a cell is run again."""
     kind = result_type(job)
     arrow_udf = getattr(F, "arrow_udf", None)
-    made = arrow_udf(arrow_function(job), kind) if arrow_udf else F.pandas_udf(pandas_function(job), kind)
+    made = arrow_udf(arrow_function(job, name), kind) if arrow_udf else F.pandas_udf(pandas_function(job, name), kind)
     return made if deterministic else made.asNondeterministic()
 
 
-def arrow_function(job: Job) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
+def arrow_function(job: Job, name: str | None = None) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
     """For arrow_udf (Spark >= 4.1): the results are the engine's own memory, nothing is copied."""
 
     def compute(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        given = map(_Given.of, batches)
+        given = _given(job, batches, name)
         for _, result in stream(job, given, _worker.attach, tuple, _names(job), counters.of_task()):
             yield result
 
@@ -131,12 +140,12 @@ def arrow_function(job: Job) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array
     return compute
 
 
-def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Series]]":
+def pandas_function(job: Job, name: str | None = None) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Series]]":
     """For pandas_udf, before Spark 4.1: some 60 us a row for the way through pandas."""
     import pandas as pd
 
     def rows(batches: Iterator[pd.Series]) -> Iterator[pa.Array]:
-        given = (_Given(map(from_series, _Given.of(batch))) for batch in batches)
+        given = (_Given(map(_from_pandas, batch, _names(job))) for batch in _given(job, batches, name))
         for _, result in stream(job, given, _worker.attach, tuple, _names(job), counters.of_task()):
             yield result
 
@@ -152,14 +161,46 @@ def pandas_function(job: Job) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Se
 
 
 class _Given(tuple):
-    """What Spark hands over for a batch: a tuple of columns, or where there is but one, that."""
-
-    @classmethod
-    def of(cls, batch: object) -> "_Given":
-        return cls(batch if isinstance(batch, tuple) else (batch,))
+    """The columns of a batch."""
 
     def slice(self, begin: int, rows: int) -> "_Given":
         return self  # nobody asks for it again: results go back alone
+
+
+def _given(job: Job, batches: Iterator[object], name: str | None) -> Iterator[_Given]:
+    """What Spark hands over: for a batch a tuple of columns, or where there is but one, that.
+
+    SQL calls a function with as many columns as it likes, and only here is that seen. Raises ConfigError. With none,
+    Spark's own worker fails before 4.1: it takes the length of the first.
+    """
+    function = name or f"{job.task}_udf's function"
+    while True:
+        try:
+            batch = next(batches, None)
+        except IndexError as error:
+            if not _of_worker(error):
+                raise
+            batch = ()
+        if batch is None:
+            return
+        found = _Given(batch if isinstance(batch, tuple) else (batch,))
+        check_count(job, len(found), function)
+        yield found
+
+
+def _of_worker(error: Exception) -> bool:
+    """Whether Spark's worker raised it, and no function that stands before ours."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts[-2:] == ("pyspark", "worker.py")
+
+
+def _from_pandas(given: "pd.Series | pd.DataFrame", column: str) -> pa.Array:
+    if given.ndim == 1:
+        return from_series(given)
+    fields = ", ".join(map(str, given.columns))
+    raise RequestError(
+        f"{column} is a struct of {fields}; string (text) or array<int> (token ids), or for models that take features "
+        f"array<array<float>>, belongs there: choose one of its fields"
+    )
 
 
 def _names(job: Job) -> tuple[str, str]:
