@@ -174,7 +174,7 @@ def test_score_checks_the_table_before_anything_runs(spark, model):
     vectors = firesteel.embed_udf(model)
     cases = [
         (("txet",), {}, CONFIG, "the table has no column 'txet'; its columns are id, text, price"),
-        ((df.text,), {}, CONFIG, "score takes the names of columns"),
+        ((["text"],), {}, CONFIG, "score takes names of columns"),
         ((), {}, CONFIG, "embed_udf takes 1 column; 0 were given"),
         (("text", "id"), {}, CONFIG, "embed_udf takes 1 column; 2 were given"),
         (("price",), {}, REQUEST, "column price is double; string (text) or array<int> (token ids), or for models"),
