@@ -204,7 +204,7 @@ def test_hidden_states_through_pandas_and_features_back():
 
 
 def test_features_go_to_no_model_of_tokens(model, engine):
-    with pytest.raises(REQUEST, match="FlatRows"):
+    with pytest.raises(REQUEST, match="the column holds features, .*; the model takes texts"):
         list(streamed(hidden_states_job(model), [pa.array([[[1.0] * 48]], pa.list_(pa.list_(pa.float32())))], engine))
 
 

@@ -60,7 +60,7 @@ def test_window_is_bounded_by_bytes_but_never_stuck():
 class Recorder:
     """Stands in for an engine: what was started, finished and cancelled."""
 
-    settings = {"max_length": 8}
+    settings = {"max_length": 8, "rows": "ids", "width": 2}
 
     def __init__(self, fault=lambda row: None):
         self.started, self.cancelled, self.requests, self.fault = 0, 0, [], fault
@@ -227,9 +227,11 @@ def test_token_id_columns_are_taken_as_they_lie(kind, listed):
 
 
 def test_a_null_among_token_ids_is_a_fault_of_its_row(engine):
-    rows, _ = columns.rows_of(pa.array([[2, None, 3], [2, 3]], pa.list_(pa.int32())))
-    _, errors = engine.start_embed(rows).result()
-    assert [(row, code) for row, code, _ in errors] == [(0, "SCHEMA")]
+    rows, faults = columns.rows_of(pa.array([[2, 3], [2, None, 3], None, [None]], pa.list_(pa.int32())))
+    sentence = "the row has null at place {}; token ids, whole numbers, belong there"
+    assert faults == [(1, "SCHEMA", sentence.format(1)), (3, "SCHEMA", sentence.format(0))]
+    vectors, errors = engine.start_embed(rows).result()
+    assert not errors and np.isnan(vectors).all(axis=1).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)

@@ -28,7 +28,9 @@ class Embed:
         self._engine = engine
         self._options = dict(job.request)
         self._row_bytes = 4 * engine.dimension(self._options["pooling"], self._options["dimensions"])
-        self.limit: int = self._options["max_length"] or engine.settings["max_length"]  # tokens that fill a row
+        settings = engine.settings
+        self._kind, self._width = settings["rows"], settings["width"]
+        self.limit: int = self._options["max_length"] or settings["max_length"]  # tokens that fill a row
 
     def cost(self, given: Columns) -> int:
         return self._row_bytes * len(given[0])
@@ -37,7 +39,7 @@ class Embed:
         return self._row_bytes * len(pending.tokens)
 
     def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
-        rows, faults = _side(given[0], self._engine.settings["rows"], self._engine.settings["width"])
+        rows, faults = _side(given[0], self._kind, self._width)
         return self._engine.start_embed(rows, **self._options), faults
 
     def wait(self, pending: Pending, good: np.ndarray) -> tuple[np.ndarray, list[columns.RowError]]:
