@@ -173,7 +173,7 @@ def test_score_checks_the_table_before_anything_runs(spark, model):
     df = spark.createDataFrame([(1, "a", 2.0)], "id int, text string, price double")
     vectors = firesteel.embed_udf(model)
     cases = [
-        (("txet",), {}, CONFIG, "the table has no column 'txet'; its columns are id, text, price"),
+        (("txet",), {}, CONFIG, "the table has no column 'txet'; did you mean text? its columns are id, text, price"),
         ((["text"],), {}, CONFIG, "score takes names of columns"),
         ((), {}, CONFIG, "embed_udf takes 1 column; 0 were given"),
         (("text", "id"), {}, CONFIG, "embed_udf takes 1 column; 2 were given"),

@@ -131,7 +131,10 @@ def said(ask):
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
-calls = {call: said(spark.sql(f"SELECT {call} AS v FROM (SELECT 'x' AS a, 'y' AS b)").collect) for call in calls}
+def asked(call):
+    return spark.sql(f"SELECT {call} AS v FROM (SELECT 'x' AS a, 'y' AS b)").collect()
+
+calls = {call: said(lambda: asked(call)) for call in calls}
 df = spark.sql("SELECT 'the date' AS text, 1 AS `price.eur`, 2 AS twice, 3 AS twice, named_struct('t', 'a row') AS s")
 texts = [("text", "the date"), ("s.t", "a row"), (F.upper("text"), "THE DATE"), (df.s.t, "a row"), ("TEXT", "the date")]
 found = []
