@@ -451,6 +451,8 @@ TYPES = [
     ("mpnet", {}, "the nearest is bert (its attention weighs relative positions"),
     ("modernbert", {}, "the nearest is bert (its positions are rotary"),
     ("xlm_roberta", {}, "is not known; xlm-roberta, the nearest name, is an encoder that does not run here yet"),
+    ("reformer", {}, "the nearest is bert (its attention goes by hashes"),
+    ("sentence-transformers", {}, "is not known; supported are"),
     ("robrta", {}, "is not known; roberta, the nearest name, is an encoder"),
     (
         "gpt2",

@@ -180,6 +180,7 @@ def test_score_checks_the_table_before_anything_runs(spark, model):
         (("price",), {}, REQUEST, "column price is double; string (text) or array<int> (token ids), or for models"),
         (("text",), {"output": "Price"}, CONFIG, "output is 'Price', which the table already has"),
         (("text",), {"output": ""}, CONFIG, "output is ''"),
+        (("text",), {"output": "caf\udce9"}, CONFIG, "the name of the new column belongs there"),
     ]
     for columns, options, kind, words in cases:
         with pytest.raises(kind) as refused:
@@ -187,6 +188,11 @@ def test_score_checks_the_table_before_anything_runs(spark, model):
         assert words in str(refused.value)
     with pytest.raises(CONFIG, match="what firesteel.embed_udf returns"):
         firesteel.score(df, "text")
+    for other in (None, "text", [1], df.toPandas()):
+        with pytest.raises(CONFIG, match=f"df is a {type(other).__name__}; a DataFrame of Spark belongs there"):
+            firesteel.score(other, vectors, "text")
+        with pytest.raises(CONFIG, match=f"spark is a {type(other).__name__}; a SparkSession belongs there"):
+            firesteel.register(other, "embed_text", vectors)
     twice = df.selectExpr("text", "text")
     with pytest.raises(CONFIG, match="has 2 columns 'text'"):
         firesteel.score(twice, vectors, "text")

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import nullcontext
+from decimal import Decimal
 
 import firesteel
 import numpy as np
@@ -249,7 +250,13 @@ WRONG = [
     (pa.array([b"x"]), "binary"),
     (pa.array([["x"]]), "array<string>"),
     (pa.array([[1.5]], pa.list_(pa.float32())), "array<float>"),
-    (pa.array([{"a": 1}]), "struct"),
+    (pa.array([{"a": 1}]), "struct<a:bigint>"),
+    (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())), "map<string,int>"),
+    (pa.array([Decimal("1.0")], pa.decimal128(2, 1)), r"decimal\(2,1\)"),
+    (pa.array([0], pa.date32()), "date"),
+    (pa.array([0], pa.timestamp("us", "UTC")), "timestamp"),
+    (pa.array([0], pa.timestamp("us")), "timestamp_ntz"),
+    (pa.array([0], pa.duration("us")), "interval day to second"),
 ]
 
 

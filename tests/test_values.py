@@ -164,11 +164,11 @@ WRONG_ROWS = {
     "ragged": ([1, [2, 3]], "the row has the list [2, 3] at place 1"),
     "features": (FEATURES, "the row is of shape [3, 48] and type float32; the model takes token ids [tokens]"),
     "lists of ids": ([[1, 2], [3, 4]], "the row is of shape [2, 2] and type int64; the model takes token ids"),
-    "a dict": ({1: 2}, "the row is a dict; a list of token ids belongs there"),
-    "a set": ({1}, "the row is a set; a list of token ids belongs there"),
-    "bytes": (b"the cat", "the row is a bytes; a list of token ids belongs there"),
-    "a number": (7, "the row is a int; a list of token ids belongs there"),
-    "a number of NumPy's": (np.array(7), "the row is a ndarray; a list of token ids belongs there"),
+    "a dict": ({1: 2}, "the row is a dict; a text (str) or a list of token ids belongs there"),
+    "a set": ({1}, "the row is a set; a text (str) or a list of token ids belongs there"),
+    "bytes": (b"the cat", "the row is a bytes; a text (str) or a list of token ids belongs there"),
+    "a number": (7, "the row is a int; a text (str) or a list of token ids belongs there"),
+    "a number of NumPy's": (np.array(7), "the row is a ndarray; a text (str) or a list of token ids belongs there"),
     "a date": (datetime.date(2026, 1, 1), "the row is a date"),
     "negative": ([1, 2, -5], "the row has token id -5 at token 2; the vocabulary has 0 to 159"),
     "beyond the vocabulary": ([1, 160], "the row has token id 160 at token 1; the vocabulary has 0 to 159"),
@@ -308,6 +308,11 @@ SENT = {
 def test_an_engine_cannot_be_sent_and_says_what_to_do(engine, how):
     with pytest.raises(RequestError, match="open it inside the function .*firesteel.connect.*firesteel.embed_udf"):
         SENT[how](engine)
+
+
+def test_rows_on_their_way_cannot_be_sent_either(engine):
+    with pytest.raises(RequestError, match="rows on their way .* ask for their result"):
+        cloudpickle.dumps(engine.start_embed(["the"]))
 
 
 def test_an_engine_in_a_function_of_spark_is_told_on_the_driver(spark, engine, folder, monkeypatch, tmp_path):

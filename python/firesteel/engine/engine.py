@@ -416,6 +416,12 @@ class Pending:
         # One array for all windows; rows that are not computed are NaN, so that none is taken for a vector.
         self._vectors = empty(rows, width) if task == "embed" else plain_empty(0, 0)
 
+    def __reduce__(self) -> str:
+        raise RequestError(
+            "rows on their way live in the process that asked for them, and can be neither pickled nor copied: ask for "
+            "their result, or ask inside the function that runs elsewhere"
+        )
+
     def result(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
         """Waits. (float32 [rows, dimension], [(row, row code, sentence), ...]); null and faulty rows are NaN.
 

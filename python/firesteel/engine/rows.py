@@ -149,7 +149,8 @@ def _flat_ids(rows: list[object], errors: list[RowError], width: int) -> FlatRow
         else:
             found = _numbers_of(row)
             if found is None:
-                sentence = f"the row is a {type(row).__name__}; a list of token ids belongs there"
+                wanted = "a list of token ids" if isinstance(row, str) else "a text (str) or a list of token ids"
+                sentence = f"the row is a {type(row).__name__}; {wanted} belongs there"
                 errors.append((number, "SCHEMA", sentence))
             elif found.ndim != 1 or (found.size and (found.dtype.kind not in "iu" or _has_bools(row))):
                 errors.append((number, "SCHEMA", _no_ids(row, found)))

@@ -231,6 +231,7 @@ _ENCODERS = {
     "new": _ROTARY,
     "nomic_bert": _ROTARY,
     "nystromformer": "its attention is an approximation",
+    "reformer": "its attention goes by hashes, and its layers can be run backwards",
     "rembert": "its token embeddings are narrower",
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
@@ -349,7 +350,7 @@ def _spelt(kind: str) -> str | None:
     given = re.sub(r"[-_ ]", "", kind.lower())
     if given in plain:
         return plain[given]
-    if close := get_close_matches(given, [name for name in plain if len(name) > 3], 1, 0.75):
+    if close := get_close_matches(given, [name for name in plain if len(name) > 3], 1, 0.85):
         return plain[close[0]]
     first = re.split(r"[-_ ]", kind.lower())[0]  # of "t5-small"
     return plain.get(first) if first not in _WORDS else None

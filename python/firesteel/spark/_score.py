@@ -68,6 +68,10 @@ def score(df: "DataFrame", udf: ColumnFunction, *columns: "Column | str", output
         raise ConfigError(
             f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or hidden_states_udf, belongs there"
         )
+    if not hasattr(df, "mapInArrow"):
+        raise ConfigError(
+            f"df is a {type(df).__name__}; a DataFrame of Spark belongs there, as spark.createDataFrame(...) makes one"
+        )
     check_count(udf.job, len(columns), f"{udf.job.task}_udf")
     fields = df.schema.fields
     _check_output(df, output)
@@ -147,6 +151,10 @@ def _resolve(df: "DataFrame", name: str) -> Column:
         _ = df.select(column).schema  # Connect resolves a plan when it is asked something
         return column
     except AnalysisException as error:
+        if "AMBIGUOUS_REFERENCE_TO_FIELDS" in str(error):
+            raise ConfigError(
+                f"{name!r} names several fields of one struct, which no expression can tell apart; rename one"
+            ) from None
         if "AMBIGUOUS_REFERENCE" in str(error):
             said = f"the table has several columns {name!r}, as Spark compares names: {_list(_alike(names, name))}"
             raise ConfigError(f"{said}; give the exact name of one") from None
@@ -176,12 +184,16 @@ def _said(column: "Column | str") -> str:
 
 
 def _check_output(df: "DataFrame", output: object) -> None:
-    if not isinstance(output, str) or not output:
+    if not isinstance(output, str) or not output or not _is_text(output):
         raise ConfigError(f"output is {output!r}; the name of the new column belongs there")
     exact = str(df.sparkSession.conf.get("spark.sql.caseSensitive", "false")).lower() == "true"
     known = df.columns if exact else [name.lower() for name in df.columns]
     if (output if exact else output.lower()) in known:
         raise ConfigError(f"output is {output!r}, which the table already has; choose another: output=...")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 # --- of which types --------------------------------------------------------------------------------------------------

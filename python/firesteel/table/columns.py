@@ -29,7 +29,9 @@ FLOATS = pa.list_(pa.field("element", pa.float32()))  # as Spark names the field
 STATES = pa.list_(pa.field("element", FLOATS))
 MOST_FLOATS = 2**31 - 1  # in one array of results: its offsets are int32
 
-_SPARK_NAMES = {"int8": "tinyint", "int16": "smallint", "int32": "int", "int64": "bigint", "bool": "boolean"}
+_SPARK_NAMES = {"int8": "tinyint", "int16": "smallint", "int32": "int", "int64": "bigint", "bool": "boolean"} | {
+    "date32[day]": "date"
+}
 
 
 def details_type(result: pa.DataType) -> pa.StructType:
@@ -97,6 +99,17 @@ def _type_name(kind: pa.DataType) -> str:
         return f"array<{_type_name(kind.value_type)}>"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return "binary"
+    if pa.types.is_struct(kind):
+        fields = (kind.field(place) for place in range(kind.num_fields))
+        return f"struct<{', '.join(f'{field.name}:{_type_name(field.type)}' for field in fields)}>"
+    if pa.types.is_map(kind):
+        return f"map<{_type_name(kind.key_type)},{_type_name(kind.item_type)}>"
+    if pa.types.is_decimal(kind):
+        return f"decimal({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind):
+        return "timestamp" if kind.tz else "timestamp_ntz"
+    if pa.types.is_duration(kind):
+        return "interval day to second"
     return _SPARK_NAMES.get(str(kind), str(kind))
 
 

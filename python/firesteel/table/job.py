@@ -76,7 +76,7 @@ def _job(
     task: str,
     model: object,
     request: dict[str, object],
-    check: Callable[[dict[str, object]], None],
+    check: Callable[[dict[str, object], str], None],
     said_by: str,
     options: dict[str, object],
 ) -> Job:
@@ -88,7 +88,7 @@ def _job(
     for part in (engine, shared, request, faults):
         part |= {name: plain(value) for name, value in options.items() if name in part}
     engine_options(**engine)
-    check(request)
+    check(request, said_by)
     if not isinstance(shared["manager"], bool):
         raise ConfigError(f"manager is {shared['manager']!r}; True or False belongs there")
     details, on_error, max_errors = faults.values()
@@ -123,9 +123,9 @@ def _frozen(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_embed(request: dict[str, object]) -> None:
+def _check_embed(request: dict[str, object], said_by: str) -> None:
     if request["pooling"] != "auto":
-        pooling_modes(request["pooling"], "embed_udf")
+        pooling_modes(request["pooling"], said_by)
     if not isinstance(request["normalize"], bool) and request["normalize"] != "auto":
         raise RequestError(f'normalize is {request["normalize"]!r}; True, False or "auto" belongs there')
     _check_count("dimensions", request["dimensions"])
@@ -133,7 +133,7 @@ def _check_embed(request: dict[str, object]) -> None:
     _check_length(request)
 
 
-def _check_hidden_states(request: dict[str, object]) -> None:
+def _check_hidden_states(request: dict[str, object], said_by: str) -> None:
     if request["output"] not in OUTPUTS:
         raise RequestError(f'output is {request["output"]!r}; "all", "first", "last" or "mean" belongs there')
     _check_length(request)
@@ -179,7 +179,7 @@ def _check_model(
         return located
     modes = checkpoint.sentence.pooling
     if request["pooling"] != "auto":
-        modes = pooling_modes(request["pooling"], "embed_udf")
+        modes = pooling_modes(request["pooling"], said_by)
     if dimensions > width * len(modes):
         width *= len(modes)
         raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")

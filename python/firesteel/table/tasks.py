@@ -68,7 +68,7 @@ class HiddenStates:
         return 4 * self._width * int(pending.tokens.sum())
 
     def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
-        if len(given) > 1 and columns.holds_texts(given[1]):
+        if len(given) > 1 and self._kinds[1] is not None and columns.holds_texts(given[1]):
             raise RequestError(
                 "the targets are string; array<int> (token ids) or array<array<float>> (features) belongs there"
             )
