@@ -117,8 +117,6 @@ SUPPORTED = {  # class -> what it takes of tokenizer.json
         ),
         "vocabulary",
     ),
-    "DPRQuestionEncoderTokenizer": "vocabulary",
-    "DPRContextEncoderTokenizerFast": "vocabulary",
     **dict.fromkeys(("PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"), "whole"),
 }
 REFUSED = [
@@ -126,6 +124,8 @@ REFUSED = [
     *("XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "AlbertTokenizer", "GPT2Tokenizer", "BertweetTokenizer"),
     *("BertTokenizerLegacy", "ConvBertTokenizer", "LlamaTokenizer", "NoSuchTokenizer", "KoBertTokenizerFast"),
     *("RoFormerTokenizer", "FunnelTokenizer", "HerbertTokenizer", "TapasTokenizer", "bert", 3, ["BertTokenizer"]),
+    *(f"DPR{part}EncoderTokenizer{fast}" for part in ("Context", "Question") for fast in ("", "Fast")),
+    *("DPRReaderTokenizer", "", False),
 ]
 TOO_MANY = [f"[X{number}]" for number in range(SPARE + 1)]
 # settings of tokenizer_config.json -> what must come of them
@@ -245,11 +245,31 @@ def test_keys(tmp_path, kind, names):
     assert not wrong, "\n".join(wrong)
 
 
+CASED = [
+    {"do_lower_case": False},
+    {"do_lower_case": False, "strip_accents": True},
+    {"do_lower_case": True, "strip_accents": False},
+    {"tokenize_chinese_chars": False},
+    {"do_lower_case": False, "cls_token": "<s>", "sep_token": "</s>", "extra_special_tokens": ["[X1]"]},
+]
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("kind", [kind for kind, way in SUPPORTED.items() if way == "vocabulary"], ids=str)
+def test_classes_that_are_the_same_as_bert(tmp_path, kind, where):
+    """Keys count for each of them, Fast or not, and a cased or a lower-casing tokenizer.json does not."""
+    config = {"tokenizer_class": kind} if kind and where == "config.json" else {}
+    tagged = {"tokenizer_class": kind} if kind and where == "tokenizer_config.json" else {}
+    for (number, settings), lowercase in itertools.product(enumerate(CASED), (False, True)):
+        files = {"tokenizer.json": word_piece(lowercase=lowercase), "tokenizer_config.json": settings | tagged}
+        assert outcome(write(tmp_path / f"{number}{lowercase}", files, config), "") == "equal", settings
+
+
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "config.json"])
 @pytest.mark.parametrize("kind", [*SUPPORTED, *REFUSED], ids=str)
 def test_classes(tmp_path, kind, where):
     """Of each class what it takes of tokenizer.json, and what it makes of vocab.txt alone."""
-    tagged = {"tokenizer_class": kind} if kind else {}
+    tagged = {} if kind is None else {"tokenizer_class": kind}
     config, settings = (tagged, None) if where == "config.json" else ({}, tagged)
     way = "refused" if kind in REFUSED else SUPPORTED[kind]
     for names in FILES.values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -288,11 +289,65 @@ REFUSED = {  # files -> what the sentence has
     "remote code": ({"settings": {"auto_map": {"AutoTokenizer": ["a.B", None]}}}, "FIRESTEEL_IGNORE_KEYS=auto_map"),
     "no flag": ({"settings": {"do_lower_case": "no"}}, 'do_lower_case = "no"; it must be true or false'),
     "no side": ({"settings": {"truncation_side": "both"}}, 'truncation_side = "both"; it must be "left" or "right"'),
+    "dpr": ({"settings": {"tokenizer_class": "DPRContextEncoderTokenizer"}}, '"DPRContextEncoderTokenizer" is not'),
+    "fast dpr": (
+        {"remove": ("tokenizer_class",), "config": {"tokenizer_class": "DPRQuestionEncoderTokenizerFast"}},
+        'config.json: tokenizer_class = "DPRQuestionEncoderTokenizerFast" is not',
+    ),
+    "empty class": ({"settings": {"tokenizer_class": ""}}, 'tokenizer_config.json: tokenizer_class = "" is not'),
+    "false class": ({"settings": {"tokenizer_class": False}}, "tokenizer_class = false is not"),
+    "empty class of config.json": (
+        {"settings": {"tokenizer_class": None}, "config": {"tokenizer_class": ""}},
+        '/config.json: tokenizer_class = "" is not',
+    ),
     "no ends": ({"settings": {"cls_token": None}}, "cls_token = null"),
+    "empty ends": ({"settings": {"cls_token": ""}}, 'tokenizer_config.json: cls_token = ""; a token belongs there'),
+    "empty unknown": ({"special": {"unk_token": ""}}, 'special_tokens_map.json: unk_token = ""; a token belongs there'),
+    "empty content": ({"settings": {"sep_token": add("")}}, 'sep_token = {"content": "", "lstrip": false'),
+    "no list": (
+        {"settings": {"additional_special_tokens": "cat"}},
+        'tokenizer_config.json: additional_special_tokens = "cat"; it must be a list',
+    ),
+    "no list by its new name": (
+        {"settings": {"extra_special_tokens": 7}},
+        "tokenizer_config.json: extra_special_tokens = 7; it must be a list",
+    ),
+    "a list of numbers": (
+        {"settings": {"additional_special_tokens": [7]}},
+        "tokenizer_config.json: additional_special_tokens has 7; a string belongs there",
+    ),
+    "numbers by name": (
+        {"settings": {"additional_special_tokens": {"a": 7}}},
+        "tokenizer_config.json: additional_special_tokens has 7; a string belongs there",
+    ),
+    "numbers beside a good list": (
+        {"settings": {"extra_special_tokens": [7]}, "special": {"extra_special_tokens": ["the"]}},
+        "tokenizer_config.json: extra_special_tokens has 7; a string belongs there",
+    ),
+    "no list in the map": (
+        {"special": {"additional_special_tokens": "cat"}},
+        'special_tokens_map.json: additional_special_tokens = "cat"; it must be a list',
+    ),
     "no unknown": ({"settings": {"unk_token": "[NO]"}}, 'lacks "[NO]" (unk_token)'),
     "no token": ({"settings": {"mask_token": {"lstrip": True}}}, 'mask_token has {"lstrip": true}'),
-    "an id of another": ({"added": {"dates": 7}}, 'added_tokens.json: token "dates" has id 7 there, and id 160'),
-    "a gap": ({"settings": {"added_tokens_decoder": {"163": add("dates")}}}, '"dates" has id 163 there, and id 160'),
+    "an id of another": ({"added": {"dates": 7}}, 'added_tokens.json: token "dates" has id 7 there, and ids of'),
+    "a gap": (
+        {"settings": {"added_tokens_decoder": {"163": add("dates")}}},
+        '"dates" has id 163 there, and ids of added tokens follow on the vocabulary without gaps, so it would get 160;',
+    ),
+    "a gap after another": (
+        {"added": {"dates": NEW, "dogcat": NEW + 9}},
+        '"dogcat" has id 169 there, and ids of added tokens follow on the vocabulary without gaps, so it would get 161',
+    ),
+    "a gap beyond the model": (
+        {"added": {"dogcat": NEW + 50}},
+        '"dogcat" has id 210 there, the model\'s vocab_size is 200, so its ids end at 199; copy all',
+    ),
+    "a listed id beyond the model": (
+        {"settings": {"added_tokens_decoder": {"300": add("dates")}}},
+        '"dates" has id 300 there, the model\'s vocab_size is 200, so its ids end at 199; copy all',
+    ),
+    "an id of the vocabulary": ({"added": {"the": 7}}, f'"the" has id 7 there, and id {IDS["the"]} by the other files'),
     "two files": (
         {"settings": {"added_tokens_decoder": {}}, "added": {"dates": NEW}},
         '"dates" has id 160 there, and no id',
@@ -323,12 +378,137 @@ def test_what_is_refused(tmp_path, case, vocab):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("auto_map", {"AutoTokenizer": "a"}), ("never_split", ["a"]), ("tokenizer_class", "X")]
+    "file, key, value",
+    [
+        ("settings", "auto_map", {"AutoTokenizer": "a"}),
+        ("settings", "never_split", ["a"]),
+        ("settings", "tokenizer_class", "X"),
+        ("settings", "tokenizer_class", ""),
+        ("config", "tokenizer_class", "X"),
+        ("config", "tokenizer_class", "DPRContextEncoderTokenizer"),
+        ("special", "do_lower_case", False),
+        ("special", "tokenizer_type", "x"),
+        ("special", "name_token", 7),
+        ("special", "image", {"content": "x"}),
+    ],
 )
-def test_keys_that_the_user_knows_to_be_harmless(tmp_path, monkeypatch, key, value):
-    folder = say(tiny.write(tmp_path / "m"), settings={key: value})
-    monkeypatch.setenv("FIRESTEEL_IGNORE_KEYS", f"other, {key}")
+def test_keys_that_the_user_knows_to_be_harmless(tmp_path, monkeypatch, file, key, value):
+    """What the refusal says, done."""
+    remove = ("tokenizer_class",) if file == "config" else ()
+    folder = say(tiny.write(tmp_path / "m"), remove=remove, **{file: {key: value}})
+    with pytest.raises(ConfigError, match=f"FIRESTEEL_IGNORE_KEYS={key}") as raised:
+        Tokenizer(Checkpoint.open(folder))
+    suggested = re.search(r"FIRESTEEL_IGNORE_KEYS=(\w+)", str(raised.value))[1]
+    monkeypatch.setenv("FIRESTEEL_IGNORE_KEYS", f"other, {suggested}")
     assert rows(Tokenizer(Checkpoint.open(folder)).encode(["The a"], 64)) == [ids("the", "a")]
+
+
+@pytest.mark.parametrize("where", ["settings", "config"])
+@pytest.mark.parametrize("name", ["X", "", "DPRContextEncoderTokenizer", "RobertaTokenizerFast", 3])
+def test_a_class_that_cannot_be_ignored(tmp_path, monkeypatch, where, name):
+    """With vocab.txt alone there is nothing to take as it is; the refusal suggests what helps, and it does."""
+    folder = tiny.write(tmp_path / "m")
+    whole = (folder / "tokenizer.json").read_bytes()
+    say(folder, vocab=True, remove=("tokenizer_class",), **{where: {"tokenizer_class": name}})
+    for ignored in ("", "tokenizer_class"):
+        monkeypatch.setenv("FIRESTEEL_IGNORE_KEYS", ignored)
+        with pytest.raises(ConfigError, match="copy tokenizer.json from where the model came from") as raised:
+            Tokenizer(Checkpoint.open(folder))
+        assert f"tokenizer_class = {json.dumps(name)} is not" in str(raised.value)
+        assert "IGNORE_KEYS" not in str(raised.value)
+    (folder / "tokenizer.json").write_bytes(whole)
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode(["The a"], 64)) == [ids("the", "a")]
+
+
+@pytest.mark.parametrize("name, made", [("BertTokenizer", True), (None, True), ("PreTrainedTokenizerFast", False)])
+def test_a_known_class_is_not_ignored_for_a_vocab_alone(tmp_path, monkeypatch, name, made):
+    folder = say(tiny.write(tmp_path / "m"), vocab=True, settings={"tokenizer_class": name})
+    monkeypatch.setenv("FIRESTEEL_IGNORE_KEYS", "tokenizer_class")
+    if made:
+        assert rows(Tokenizer(Checkpoint.open(folder)).encode(["The a"], 64)) == [ids("the", "a")]
+        return
+    with pytest.raises(CheckpointError, match="copy tokenizer.json"):
+        Tokenizer(Checkpoint.open(folder))
+
+
+AS_IS = {"tokenizer_class": "PreTrainedTokenizerFast"}
+SAME_TEXT = {  # files, added_tokens of tokenizer.json, the tokens with their ids, the text of both
+    "case": ({"added": {"Covid": NEW, "covid": NEW + 1}}, [], ("Covid", 160), ("covid", 161), "covid"),
+    "other order": ({"added": {"covid": NEW + 1, "COVID": NEW}}, [], ("COVID", 160), ("covid", 161), "covid"),
+    "accents": (
+        {"settings": {"strip_accents": True}, "added": {"é x": NEW, "e x": NEW + 1}},
+        [],
+        ("\\u00e9 x", 160),
+        ("e x", 161),
+        "e x",
+    ),
+    "of the vocabulary": ({"added": {"The": NEW, "the": IDS["the"]}}, [], ("the", IDS["the"]), ("The", 160), "the"),
+    "decoder": (
+        {"settings": {"added_tokens_decoder": {"160": add("Ab"), "161": add("aB", single_word=True)}}},
+        [],
+        ("Ab", 160),
+        ("aB", 161),
+        "ab",
+    ),
+    "two files": ({"added": {"covid": NEW + 1}}, [(NEW, add("COVID"))], ("COVID", 160), ("covid", 161), "covid"),
+    "as it is": ({"settings": AS_IS}, [(NEW, add("Xy")), (NEW + 1, add("xy"))], ("Xy", 160), ("xy", 161), "xy"),
+    "special": (
+        {"settings": {"mask_token": add("X", special=True), "extra_special_tokens": [add("x", special=True)]}},
+        [],
+        ("x", IDS["x"]),
+        ("X", 160),
+        "x",
+    ),
+}
+
+
+def with_tokens(folder, tokens):
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["added_tokens"] += [{"id": number, "special": False} | token for number, token in tokens]
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    return folder
+
+
+@pytest.mark.parametrize("case", SAME_TEXT.values(), ids=SAME_TEXT)
+def test_tokens_that_are_the_same_once_normalized(tmp_path, case):
+    """The library would give one of the two ids, by the order of a hash map; the refusal's way out is clear again."""
+    files, more, (one, first), (other, second), text = case
+    folder = with_tokens(say(tiny.write(tmp_path / "m"), **files), more)
+    with pytest.raises(CheckpointError) as raised:
+        Tokenizer(Checkpoint.open(folder))
+    assert f'"{one}" (id {first}) and "{other}" (id {second}) are both "{text}"' in str(raised.value)
+    both = {str(first): add(json.loads(f'"{one}"')), str(second): add(json.loads(f'"{other}"'), normalized=False)}
+    say(folder, settings={"added_tokens_decoder": both})
+    found = rows(Tokenizer(Checkpoint.open(folder)).encode([f"a {token['content']} a" for token in both.values()], 64))
+    assert found == [
+        [IDS.get(token, token) for token in ("[CLS]", "a", number, "a", "[SEP]")] for number in (first, second)
+    ]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"settings": {"do_lower_case": False}, "added": {"Covid": NEW, "covid": NEW + 1}},
+        {"settings": {"strip_accents": False}, "added": {"é x": NEW, "e x": NEW + 1}},
+        {
+            "settings": {
+                "added_tokens_decoder": {"160": add("Ab", normalized=False), "161": add("aB", normalized=False)}
+            }
+        },
+        {"settings": {"extra_special_tokens": ["Covid", "covid"]}},
+        {"added": {"\x07": NEW, "\x08": NEW + 1}},
+    ],
+    ids=str,
+)
+def test_tokens_that_differ_once_normalized(tmp_path, files):
+    Tokenizer(Checkpoint.open(say(tiny.write(tmp_path / "m"), **files)))
+
+
+def test_tokens_that_sentence_transformers_makes_the_same(tmp_path):
+    folder = tiny.write(tmp_path / "m", sentence={"transformer": {"do_lower_case": True}})
+    say(folder, settings={"do_lower_case": False}, added={"Covid": NEW, "covid": NEW + 1})
+    with pytest.raises(CheckpointError, match=r'"Covid" \(id 160\) and "covid" \(id 161\) are both "covid"'):
+        Tokenizer(Checkpoint.open(folder))
 
 
 @pytest.mark.parametrize("size", [160, 161, 200, 319, 320])

@@ -11,11 +11,12 @@ Which class   tokenizer_config.json's tokenizer_class, else config.json's, else 
     XLM-R's   XLMRobertaTokenizer, likewise: the pieces and their character map are taken, of tokenizer.json.
     as it is  PreTrainedTokenizerFast, TokenizersBackend and a model_type without a class: all of tokenizer.json, and
               of tokenizer_config.json only special tokens, truncation_side, split_special_tokens and model_max_length.
-    Any other class is refused. FIRESTEEL_IGNORE_KEYS=tokenizer_class takes tokenizer.json as it is.
+    Any other class is refused. FIRESTEEL_IGNORE_KEYS=tokenizer_class takes tokenizer.json as it is, where there is one.
 
 Added tokens  tokenizer_config.json's added_tokens_decoder; where there is none, added_tokens.json and over it those of
               tokenizer.json, and special_tokens_map.json is laid over tokenizer_config.json. Then special tokens that
-              have no id yet get the next ones. An id that a file names must come out.
+              have no id yet get the next ones. An id that a file names must come out, and what the normalizer makes
+              of two tokens must differ: else the library picks one of their ids by the order of a hash map.
 
 Rows are not padded, and cut at the model's length: tokenizer.json's padding and truncation do not count, but the side
 that it cuts is the preset of truncation_side.
@@ -38,10 +39,10 @@ from .files import content, optional_json, there
 if TYPE_CHECKING:
     import tokenizers
 
-_SAME_AS_BERT = ("Bert", "DistilBert", "DPRContextEncoder", "DPRQuestionEncoder", "Electra", "LayoutLM", "Lxmert")
+_SAME_AS_BERT = ("Bert", "DistilBert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
 _BERT, _XLM_ROBERTA, _AS_IS = "BertTokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizerFast"
 _CLASSES = {
-    **{f"{name}Tokenizer": _BERT for name in (*_SAME_AS_BERT, "MobileBert", "SqueezeBert")},
+    **{f"{name}Tokenizer": _BERT for name in _SAME_AS_BERT},
     _XLM_ROBERTA: _XLM_ROBERTA,
     **dict.fromkeys(("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend"), _AS_IS),
 }
@@ -71,6 +72,8 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "fast_tokenizer_files": (None, [], ["tokenizer.json"]),
 }
 COPY_IT = "copy tokenizer.json or vocab.txt from where the model came from"
+_COPY_JSON = "copy tokenizer.json from where the model came from"
+_COPY_ALL = "copy all of the tokenizer's files from where the model came from"
 
 
 class Loaded(NamedTuple):
@@ -116,12 +119,13 @@ def load(checkpoint: Checkpoint) -> Loaded:
         built = _whole(said) if said.whole else make(said)
         _add(built, said.tokens_to_add())
         _finish(built, said)
-    _check_ids(built, said)
+    _check_ids(built, said, checkpoint.config.get("vocab_size"))
     _check_size(built, said, checkpoint.config.get("vocab_size"))
     built.no_padding()
     built.no_truncation()
     if checkpoint.sentence.do_lower_case:
         _lower_first(built)
+    _check_normal_forms(built, said)
     return Loaded(built, said.truncation_side())
 
 
@@ -215,7 +219,8 @@ class _Said:
     def required(self, role: str) -> str:
         token = self.named().get(role)
         if token is None or not token.content:
-            raise ConfigError(f"{self.where(role + '_token')} = null; a token belongs there, which every row needs")
+            value = _shown(self.settings.get(f"{role}_token"))
+            raise ConfigError(f"{self.where(role + '_token')} = {value}; a token belongs there, which every row needs")
         return token.content
 
 
@@ -224,13 +229,16 @@ def _read(checkpoint: Checkpoint) -> _Said:
     has_json = vocabulary is not None and os.path.basename(vocabulary) == "tokenizer.json"
     ignored = os.environ.get("FIRESTEEL_IGNORE_KEYS", "").replace(" ", "").split(",")
     settings = {key: value for key, value in checkpoint.tokenizer_config.items() if key not in ignored}
-    kind = _AS_IS if "tokenizer_class" in ignored and has_json else _kind(checkpoint, settings)
+    # Without a tokenizer.json there is nothing to take as it is: the class counts, whoever ignores it.
+    kind = _AS_IS if "tokenizer_class" in ignored and has_json else _kind(checkpoint, has_json)
     if not has_json:
         _check_vocab_alone(folder, vocabulary, kind)
     _check_keys(os.path.join(folder, "tokenizer_config.json"), settings)
+    _check_lists(os.path.join(folder, "tokenizer_config.json"), settings)
     text = _text(vocabulary) if has_json else None
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
+    special_map = optional_json(os.path.join(folder, "special_tokens_map.json"))
     said = _Said(
         folder=folder,
         kind=kind,
@@ -239,7 +247,7 @@ def _read(checkpoint: Checkpoint) -> _Said:
         text=text,
         parsed={} if text is None else _parse(text, vocabulary),
         settings=settings,
-        special_map=optional_json(os.path.join(folder, "special_tokens_map.json")),
+        special_map={key: value for key, value in special_map.items() if key not in ignored},
         listed={},
         promised=[],
     )
@@ -247,17 +255,19 @@ def _read(checkpoint: Checkpoint) -> _Said:
     return said
 
 
-def _kind(checkpoint: Checkpoint, settings: Mapping[str, object]) -> str:
+def _kind(checkpoint: Checkpoint, has_json: bool) -> str:
     """Which of the three ways belongs to the class that the files name."""
-    path, name = "tokenizer_config.json", settings.get("tokenizer_class")
-    if not name:
+    path, name = "tokenizer_config.json", checkpoint.tokenizer_config.get("tokenizer_class")
+    if name is None:
         path, name = "config.json", checkpoint.config.get("tokenizer_class")
-    if not name:
+    if name is None:
         return _OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), _AS_IS)
     if isinstance(name, str) and name.removesuffix("Fast") in _CLASSES:
         return _CLASSES[name.removesuffix("Fast")]
     said = f"{os.path.join(checkpoint.folder, path)}: tokenizer_class = {_shown(name)}"
     made = ", ".join(name for name, kind in _CLASSES.items() if kind != _AS_IS)
+    if not has_json:
+        raise ConfigError(f"{said} is not supported; supported are {made}; {_COPY_JSON}, which can be taken as it is")
     raise ConfigError(
         f"{said} is not supported; supported are {made} and, to take tokenizer.json as it is, {_AS_IS} "
         f"(FIRESTEEL_IGNORE_KEYS=tokenizer_class takes it so too)"
@@ -281,7 +291,7 @@ def _check_vocab_alone(folder: str, vocabulary: str | None, kind: str) -> None:
     if kind != _BERT:
         raise CheckpointError(
             f"{folder}: tokenizer.json is missing, of which alone the tokenizer_class {kind} is made; give rows of "
-            f"token ids, or copy tokenizer.json from where the model came from"
+            f"token ids, or {_COPY_JSON}"
         )
     if vocabulary is None:
         raise CheckpointError(f"{folder}: tokenizer.json is missing; give rows of token ids, or {COPY_IT}")
@@ -289,7 +299,7 @@ def _check_vocab_alone(folder: str, vocabulary: str | None, kind: str) -> None:
         if there(os.path.join(folder, name)):
             raise CheckpointError(
                 f"{os.path.join(folder, name)}: comes before vocab.txt where there is no tokenizer.json, and is not "
-                f"supported; remove it, or copy tokenizer.json from where the model came from"
+                f"supported; remove it, or {_COPY_JSON}"
             )
 
 
@@ -356,11 +366,13 @@ def _list_tokens(said: _Said, added: Mapping[str, object]) -> None:
         if key not in known and not (key.endswith("_token") and isinstance(value, str)):
             path = said.path("special_tokens_map.json")
             said_so = f"{path}: {key} = {_shown(value)}"
-            raise ConfigError(f"{said_so} is not supported; known are {', '.join(known)}")
+            raise ConfigError(
+                f"{said_so} is not supported; known are {', '.join(known)}; "
+                f"if it is harmless, set FIRESTEEL_IGNORE_KEYS={key}"
+            )
     path = said.path("added_tokens.json")
     if not all(map(_is_id, added.values())):
         raise CheckpointError(f"{path}: an object from tokens to ids belongs there")
-    _check_lists(said.path("tokenizer_config.json"), said.settings)
     _check_lists(said.path("special_tokens_map.json"), said.special_map)
     from_json = _json_tokens(said.parsed, said.path("tokenizer.json"))
     said.promised += [(path, number, token) for token, number in added.items()]
@@ -383,9 +395,13 @@ def _list_tokens(said: _Said, added: Mapping[str, object]) -> None:
 
 
 def _check_lists(path: str, settings: Mapping[str, object]) -> None:
+    """Before the two names and the two files become one, so that the one with the fault is named."""
     for key in ("extra_special_tokens", "additional_special_tokens"):
-        if not isinstance(settings.get(key), (list, dict, type(None))):
-            raise ConfigError(f"{path}: {key} = {_shown(settings[key])}; it must be a list of tokens")
+        value = settings.get(key)
+        if not isinstance(value, (list, dict, type(None))):
+            raise ConfigError(f"{path}: {key} = {_shown(value)}; it must be a list of tokens")
+        for item in value.values() if isinstance(value, dict) else value or ():
+            _token(item, f"{path}: {key}")
 
 
 def _lay_over(said: _Said) -> None:
@@ -499,7 +515,17 @@ def _flat(value: object, key: str) -> list[dict[str, object]]:
 def _whole(said: _Said) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_str(said.text)
+    held = dict(_json_tokens(said.parsed, said.source))
+    flags = {
+        number: token._asdict()
+        for number, token in said.listed.items()
+        if number in held and held[number].content == token.content and held[number] != token
+    }
+    if not flags:
+        return Tokenizer.from_str(said.text)
+    # Adding a token again would change its flags too, but old versions keep looking for it as before.
+    tokens = [item | flags.get(item["id"], {}) for item in said.parsed["added_tokens"]]
+    return Tokenizer.from_str(json.dumps(said.parsed | {"added_tokens": tokens}))
 
 
 def _finish(built: tokenizers.Tokenizer, said: _Said) -> None:
@@ -534,24 +560,58 @@ def _lower_first(built: tokenizers.Tokenizer) -> None:
 # --- what must come out -----------------------------------------------------------------------------------------------
 
 
-def _check_ids(built: tokenizers.Tokenizer, said: _Said) -> None:
+def _check_ids(built: tokenizers.Tokenizer, said: _Said, size: object) -> None:
     """Every token that a file lists has the id listed there."""
     for path, number, token in said.promised:
         found = built.token_to_id(token)
         if found != number:
-            has = "no id" if found is None else f"id {found}"
-            raise CheckpointError(
-                f"{path}: token {_shown(token)} has id {number} there, and {has} by the other files; "
-                f"copy all of the tokenizer's files from where the model came from"
-            )
+            why = _instead(built, said, number, token, size)
+            raise CheckpointError(f"{path}: token {_shown(token)} has id {number} there, {why}; {_COPY_ALL}")
     for key, value in said.special_map.items():
         for item in value if isinstance(value, list) else [value]:
             token = _token(item, f"{said.path('special_tokens_map.json')}: {key}").content if item else ""
             if token and built.token_to_id(token) is None:
                 raise CheckpointError(
                     f"{said.path('special_tokens_map.json')}: {key} is {_shown(token)}, which has no id by the "
-                    f"other files; copy all of the tokenizer's files from where the model came from"
+                    f"other files; {_COPY_ALL}"
                 )
+
+
+def _instead(built: tokenizers.Tokenizer, said: _Said, number: int, token: str, size: object) -> str:
+    """What speaks against the id that a file promises."""
+    found = built.token_to_id(token)
+    if type(size) is int and number >= size:
+        return f"the model's vocab_size is {size}, so its ids end at {size - 1}"
+    if found is None:
+        return "and no id by the other files"
+    listed = (found, token) in ((number, content) for _, number, content in said.promised)
+    if listed or token in built.get_vocab(False):
+        return f"and id {found} by the other files"
+    return f"and ids of added tokens follow on the vocabulary without gaps, so it would get {found}"
+
+
+def _check_normal_forms(built: tokenizers.Tokenizer, said: _Said) -> None:
+    """No two added tokens are looked for by the same text. One that is not normalized is looked for as it is, first."""
+    if built.normalizer is None:
+        return
+    first: dict[str, str] = {}
+    for token in _normalized(built):
+        text = built.normalizer.normalize_str(token)
+        if text and text in first:  # an empty one is never found
+            one, other = (f"{_shown(each)} (id {built.token_to_id(each)})" for each in (first[text], token))
+            raise CheckpointError(
+                f"{said.source}: the added tokens {one} and {other} are both {_shown(text)} once they are normalized, "
+                f"so that a text would have either id; remove one of them, or list both in tokenizer_config.json's "
+                f'added_tokens_decoder, one of them with "normalized": false'
+            )
+        first[text] = token
+
+
+def _normalized(built: tokenizers.Tokenizer) -> list[str]:
+    """Added tokens that are looked for in normalized text, by their ids."""
+    if hasattr(built, "get_added_tokens_decoder"):
+        return [token.content for _, token in sorted(built.get_added_tokens_decoder().items()) if token.normalized]
+    return [item["content"] for item in json.loads(built.to_str())["added_tokens"] if item["normalized"]]
 
 
 def _check_size(built: tokenizers.Tokenizer, said: _Said, size: object) -> None:
