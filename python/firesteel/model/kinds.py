@@ -260,7 +260,7 @@ _OTHERS = {
     "segformer detr yolos sam timm_wrapper depth_anything",
     _SPEECH: "whisper wav2vec2 wav2vec2-bert hubert wavlm speecht5 speech_to_text seamless_m4t clap encodec",
     _SEVERAL: "clip siglip siglip2 chinese_clip align blip blip-2 llava llava_next qwen2_vl qwen2_5_vl qwen3_vl gemma3 "
-    "idefics3 paligemma git vision-encoder-decoder layoutlmv2 layoutlmv3 mllama pix2struct",
+    "idefics3 paligemma vision-encoder-decoder layoutlmv2 layoutlmv3 mllama pix2struct git",
 }
 _WORDS = ("align", "git", "led", "new")  # types whose names say nothing at the start of another
 _WHAT = {kind: what for what, kinds in _OTHERS.items() for kind in kinds.split()}
