@@ -619,6 +619,44 @@ def test_files_of_a_folder_may_lack_columns(tmp_path):
     assert table.to_pylist() == [{"text": "a", "old": 1, "new": None}, {"text": "b", "old": None, "new": "x"}]
 
 
+@pytest.mark.parametrize("names", [["twice", "twice"], ["text.x", "a", "a", "a"], ["", ""], ["b", "c"]], ids=str)
+def test_columns_of_one_name_and_partition_columns(names, tmp_path):
+    arrays = [pa.array([number, number + 10]) for number in range(len(names))]
+    table = pa.Table.from_arrays([pa.array(["a", "b"]), *arrays], names=["text", *names])
+    for day in ("1", "2"):
+        (tmp_path / "in" / f"day={day}").mkdir(parents=True)
+        pq.write_table(table, tmp_path / "in" / f"day={day}" / "a.parquet")
+    found = pq.ParquetFile(carry(tmp_path / "in", ".parquet")[1]).read()
+    assert found.schema.names == ["text", *names, "day", "v"]
+    assert [found.column(at + 1).to_pylist() for at in range(len(names))] == [array.to_pylist() * 2 for array in arrays]
+    assert found["day"].to_pylist() == [1, 1, 2, 2]
+
+
+# rows of the input column, the kind it is, rows that are faulty
+KINDS = [
+    (["[]", '"dog"', '"cat"'], pa.string(), [0]),
+    (["[]", "null", '"dog"', "[]"], pa.string(), [0, 3]),
+    (["[]", "[2, 60, 3]"], pa.list_(pa.int64()), []),
+    (["[null]", "7", "[2]"], pa.list_(pa.int64()), [1]),
+    (["[]", "[]"], pa.list_(pa.int64()), []),
+    (["[]", "[[1.0]]"], pa.list_(pa.list_(pa.float64())), []),
+    (["[]", "[null]", "[[]]"], pa.list_(pa.list_(pa.float64())), [1]),
+    (["7", "[]", '"dog"'], pa.string(), [0, 1]),
+]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize(("values", "kind", "faulty"), KINDS, ids=[" ".join(case[0]) for case in KINDS])
+def test_an_empty_array_says_nothing_of_the_input_column(values, kind, faulty, ending, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text":{value}}}\n' for value in values))
+    source = run._open(str(tmp_path / "in.jsonl"), "text", "v", ".jsonl", ending, b",")
+    assert source.kind == kind
+    assert (source.fault.line - 1 if source.fault else None) == (faulty[0] if faulty else None)
+    rows = next(iter(source))
+    assert [row for row, code, _ in rows.faults if code == "SCHEMA"] == faulty
+    source.close()
+
+
 def test_details_go_into_every_format(tmp_path):
     (tmp_path / "in.csv").write_bytes(b"text,n\na,1\n\xff,2\n")
     for ending in (".csv", ".jsonl", ".parquet"):

@@ -287,6 +287,18 @@ REFUSED = [
     (["--output", "no/o.parquet"], "there is no folder"),
     (["--output", "taken.parquet"], "--output is taken.parquet, which exists; --force replaces it"),
     (["--output", "in.parquet", "--force"], "--output is in.parquet, which is the input"),
+    (["--output", "in.parquet"], "--output is in.parquet, which is the input; give another name"),
+    (["--output", "to-input.parquet", "--force"], "--output is to-input.parquet, which is the input"),
+    (["--input", "mixed", "--output", "mixed/a.parquet", "--force"], "which lies in the input folder; give a place"),
+    (["--input", "mixed", "--output", "mixed/new.csv"], "--output is mixed/new.csv, which lies in the input folder"),
+    (["--input", "uneven", "--output", "uneven/k=1/o.jsonl"], "which lies in the input folder; give a place outside"),
+    (["--input", "to-mixed", "--output", "mixed/o.parquet"], "which lies in the input folder"),
+    (["--input", "mixed", "--output", "to-mixed/o.parquet"], "which lies in the input folder"),
+    (["--input", "mixed", "--output", "into-mixed.parquet", "--force"], "which lies in the input folder"),
+    (["--output", "dangling.parquet"], "--output is dangling.parquet, which is a link to "),
+    (["--output", "to-taken.parquet"], "taken.parquet; --force writes there"),
+    (["--output", "loop.parquet", "--force"], "--output is loop.parquet, which is a link that leads back to itself"),
+    (["--output", ""], "--output is empty; .parquet, .jsonl, .ndjson, .csv can be written"),
     (["--output-column", "id"], "--output-column is 'id', which the input already has"),
     (["--task", "classify"], "invalid choice: 'classify'"),
     (["--pooling", "median"], "pooling median is not known"),
@@ -352,6 +364,16 @@ def folder(source, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(part), path)
     (tmp_path / "taken.parquet").touch()
+    links = {
+        "to-input.parquet": "in.parquet",
+        "to-mixed": "mixed",
+        "into-mixed.parquet": "mixed/a.parquet",
+        "dangling.parquet": "nowhere.parquet",
+        "to-taken.parquet": "taken.parquet",
+        "loop.parquet": "loop.parquet",
+    }
+    for name, leads in links.items():
+        (tmp_path / name).symlink_to(leads)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -428,6 +450,25 @@ def test_force_replaces_only_when_all_is_written(tmp_path, source, model, capsys
     assert target.read_text() == "old"
     assert embed(model, source, target, "--force", capsys=capsys)[0] == 0
     assert pq.read_table(target).num_rows == len(TEXTS)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "dangling"])
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_an_output_that_is_a_link_is_followed(there, ending, tmp_path, source, model, capsys):
+    (tmp_path / "place").mkdir()
+    target, link = tmp_path / "place" / f"real{ending}", tmp_path / f"o{ending}"
+    if there:
+        target.write_text("old")
+    link.symlink_to(target)
+    assert embed(model, source, link, "--force", capsys=capsys)[0] == 0
+    assert link.is_symlink() and len(results(target)) == len(TEXTS)
+    assert os.listdir(tmp_path / "place") == [target.name]
+
+
+@pytest.mark.parametrize("name", ["a\nb.csv", "a\r.parquet", "\u2028.jsonl"], ids=repr)
+def test_the_report_is_one_line_whatever_the_output_is_called(name, tmp_path, source, model, capsys):
+    code, said, trouble = embed(model, source, tmp_path / name, capsys=capsys)
+    assert (code, trouble, len(said.splitlines())) == (0, "", 1) and (tmp_path / name).exists()
 
 
 def test_ctrl_c_gives_130_and_leaves_no_file(tmp_path, model):

@@ -208,20 +208,26 @@ def _open(path: str, column: str, output: str, reads: str, writes: str, delimite
 
 def _check_target(source: str, target: str, force: bool) -> str:
     """The ending that says what is written."""
-    ending, shown = os.path.splitext(target)[1].lower(), f"--output is {said(target)}"
+    ending, shown = os.path.splitext(target)[1].lower(), f"--output is {said(target) or 'empty'}"
     if ending not in WRITTEN:
         raise BadFile(f"{shown}; {', '.join(WRITTEN)} can be written, by the ending of the name")
-    folder = os.path.dirname(os.path.abspath(target))
+    real, inputs = os.path.realpath(target), os.path.realpath(source)  # a link is followed, where it leads nowhere too
+    folder = os.path.dirname(real)
     if not os.path.isdir(folder):
         raise BadFile(f"{shown}, but there is no folder {said(folder)}")
     if not os.access(folder, os.W_OK):
         raise BadFile(f"{shown}, but {said(folder)} may not be written to")
     if os.path.isdir(target):
         raise BadFile(f"{shown}, which is a folder; give the name of a file")
-    if os.path.exists(target) and not force:
-        raise BadFile(f"{shown}, which exists; --force replaces it")
+    if os.path.isdir(inputs) and os.path.commonpath([inputs, real]) == inputs:
+        raise BadFile(f"{shown}, which lies in the input folder; give a place outside it")
     if os.path.exists(target) and os.path.samefile(source, target):
         raise BadFile(f"{shown}, which is the input; give another name")
+    if os.path.islink(real):
+        raise BadFile(f"{shown}, which is a link that leads back to itself; give another name")
     if os.path.exists(target) and not os.path.isfile(target):
         raise BadFile(f"{shown}, which is no regular file; give another name")
+    if os.path.lexists(target) and not force:
+        what = f"a link to {said(real)}; --force writes there" if os.path.islink(target) else "--force replaces it"
+        raise BadFile(f"{shown}, which {'is ' if os.path.islink(target) else 'exists; '}{what}")
     return ending

@@ -86,16 +86,16 @@ class _JsonLines:
 
     def _look_through(self) -> tuple[int, FirstFault | None]:
         rows, fault, broken = 0, None, None
-        odd: tuple[int, object] | None = None
+        undecided: dict[tuple[type, bool], Line] = {}  # first lines whose value says nothing of the column's kind
         for line in self._lines():
             rows += 1
             self._learn(line)
             if line.fault and broken is None:
                 broken = FirstFault(line.number, "SCHEMA", line.fault)
             value = self._value(line)
-            if odd is None and value is not None and self._input is None:
-                odd = line.number, value
-            if fault is None and (found := self._judged(line)[1]):
+            if value is not None and self._input is None:
+                undecided.setdefault((type(value), bool(value)), line)
+            elif fault is None and (found := self._judged(line)[1]):
                 fault = FirstFault(line.number, *found)
         where = said(self._file.path)
         if rows == 0:
@@ -103,9 +103,15 @@ class _JsonLines:
         if not self._kinds and broken:
             raise BadFile(f"{where}: has no line with a JSON object; line {broken.line}: {broken.sentence}")
         files.one_column(self._file.path, list(self._kinds), self._column)
-        if self._input is None and odd:
-            what = f"column {said(self._column)} is {_called(odd[1])} in line {odd[0]}"
+        if self._input is None and any(kind is list for kind, _ in undecided):
+            self._input = "ids"
+        if self._input is None and undecided:
+            odd = next(iter(undecided.values()))
+            what = f"column {said(self._column)} is {_called(self._value(odd))} in line {odd.number}"
             raise BadFile(f"{where}: {what}; text (a string) or token ids (an array of whole numbers) belongs there")
+        for line in undecided.values():
+            if (fault is None or line.number < fault.line) and (found := self._judged(line)[1]):
+                fault = FirstFault(line.number, *found)
         return rows, fault
 
     def _learn(self, line: Line) -> None:
@@ -270,11 +276,12 @@ Judged = tuple[object, "tuple[str, str] | None"]
 
 
 def _input_of(value: object) -> str | None:
-    """What the first text or array says of the column."""
+    """What the first text or array says of the column; an array that holds nothing says nothing."""
     if isinstance(value, str) and not isinstance(value, Number):
         return "text"
     if isinstance(value, list) and not isinstance(value, Object):
-        return "features" if any(isinstance(item, list) for item in value) else "ids"
+        there = [item for item in value if item is not None]
+        return ("features" if any(isinstance(item, list) for item in there) else "ids") if there else None
     return None
 
 

@@ -138,10 +138,14 @@ def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, col
         for batch in file.iter_batches(batch_size=_batch_rows(file)):
             arrays = list(batch.columns)
             if batch.schema.names != schema.names:
-                there = dict(zip(batch.schema.names, arrays, strict=True))
+                names = batch.schema.names
+                if names == schema.names[: len(names)]:  # by place: several may have one name
+                    there = dict(enumerate(arrays))
+                else:
+                    there = {schema.names.index(name): array for name, array in zip(names, arrays, strict=True)}
                 arrays = [
-                    there[field.name] if field.name in there else _constant(values, field, len(batch))
-                    for field in schema
+                    there[place] if place in there else _constant(values, field, len(batch))
+                    for place, field in enumerate(schema)
                 ]
             whole = pa.RecordBatch.from_arrays(arrays, schema=schema)
             yield Rows(readable(whole.column(at), f"column {said(column)}"), whole)

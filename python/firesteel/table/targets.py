@@ -27,8 +27,8 @@ class Target:
     """A file that appears under its name when the block ends without an error, and not at all otherwise."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        folder, name = os.path.split(os.path.abspath(path))
+        self._path = os.path.realpath(path)  # a link stays, and what it leads to is written
+        folder, name = os.path.split(self._path)
         self._beside = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
 
     def write(self, rows: Rows, results: pa.Array) -> None:
