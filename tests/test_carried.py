@@ -202,6 +202,14 @@ def test_records_do_not_depend_on_where_the_file_is_cut(size, monkeypatch):
     assert out == b"".join(right)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n", b""], ids=ascii)
+def test_a_long_row_is_put_together_once(end, monkeypatch):
+    """In time that grows with its length: each piece again would be 30 GB here."""
+    monkeypatch.setattr(csv_file, "CHUNK_BYTES", 64)
+    data = b"text,n\n" + b"a" * 2_000_000 + b",1" + end
+    assert carried(data, ".csv", ".csv")[1] == b"text,n,v\n" + data[7:].rstrip() + b',"%b"' % VECTOR_TEXT.encode() + end
+
+
 def test_a_row_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(files, "LONGEST", 1000)
     for data, ending in ((b"text\na\n" + b"b" * 3_000_000, ".csv"), (b'text\na\n"b' + b"\n" * 2000, ".csv")):
@@ -582,6 +590,51 @@ def test_old_timestamps_of_spark_keep_all_years(tmp_path):
     assert pq.ParquetFile(carry(tmp_path / "in.parquet", ".parquet")[1]).read()["at"].to_pylist() == moments
 
 
+MICRO, NANO = 86_400_000_000, 1_700_000_000_123_456_789
+FAR = [-62_135_596_800_000_000, 253_402_300_799_999_999, None]  # the years 1 and 9999, in microseconds
+
+
+def int96(folder: Path, name: str, array: pa.Array) -> None:
+    table = pa.table({"text": ["a"] * len(array), "at": array})
+    pq.write_table(table, folder / name, use_deprecated_int96_timestamps=True)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "unit", "kept"),
+    [
+        ([NANO, 1, -1], "ns", "ns"),
+        ([NANO, None, 1000], "ns", "ns"),
+        ([2**63 - 1, -(2**63) + 1, 0], "ns", "ns"),
+        ([NANO // 1000 * 1000, -1000, None], "ns", "us"),
+        ([NANO // 1000, -1, None], "us", "us"),
+        (FAR, "us", "us"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_times_of_96_bits_lose_no_digit(nested, numbers, unit, kept, tmp_path):
+    array = pa.array(numbers, pa.timestamp(unit))
+    if nested:
+        array = pa.StructArray.from_arrays([pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), array)], ["x"])
+    int96(tmp_path, "in.parquet", array)
+    found = pq.ParquetFile(carry(tmp_path / "in.parquet", ".parquet")[1]).read()["at"].combine_chunks()
+    found = found.field(0).flatten() if nested else found
+    assert found.type == pa.timestamp(kept)
+    factor = {("ns", "us"): 1000}.get((unit, kept), 1)
+    right = [None if number is None else number // factor for number in numbers]
+    assert found.cast(pa.int64()).to_pylist() == right
+
+
+def test_times_of_96_bits_that_no_unit_holds_are_refused_by_name(tmp_path):
+    (tmp_path / "in").mkdir()
+    int96(tmp_path / "in", "a.parquet", pa.array([NANO, 0], pa.timestamp("ns")))
+    int96(tmp_path / "in", "b.parquet", pa.array(FAR, pa.timestamp("us")))
+    with pytest.raises(
+        files.BadFile, match="a.parquet: column at has times finer than microseconds, and column at of "
+    ):
+        carry(tmp_path / "in", ".parquet")
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 PARTITIONS = [
@@ -655,6 +708,45 @@ def test_an_empty_array_says_nothing_of_the_input_column(values, kind, faulty, e
     rows = next(iter(source))
     assert [row for row, code, _ in rows.faults if code == "SCHEMA"] == faulty
     source.close()
+
+
+@pytest.mark.parametrize("folder", ["x=%E9", "x%FF=1", "x=a%C3", "x=%ED%A0%80", os.fsdecode(b"x=\xe9")], ids=ascii)
+def test_a_partition_that_is_no_utf8_is_refused_by_name(folder, tmp_path):
+    (tmp_path / "in" / folder).mkdir(parents=True)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    os.rename(tmp_path / "a.parquet", tmp_path / "in" / folder / "a.parquet")
+    with pytest.raises(files.BadFile, match="^folder x.*: names a partition that is not UTF-8; rename it$"):
+        carry(tmp_path / "in", ".parquet")
+
+
+def test_only_regular_files_of_a_folder_are_read(tmp_path):
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in" / "a.parquet")
+    os.mkfifo(tmp_path / "in" / "_pipe")  # hidden, so not looked at
+    assert carry(tmp_path / "in", ".parquet")[0].rows == 1
+    os.unlink(tmp_path / "out.parquet")
+    for name, make in (("b.parquet", os.mkfifo), ("c.parquet", lambda path: os.symlink("_pipe", path))):
+        make(tmp_path / "in" / name)
+        with pytest.raises(files.BadFile, match=f"in/{name}: is no regular file; take it out of the folder"):
+            carry(tmp_path / "in", ".parquet")
+        os.unlink(tmp_path / "in" / name)
+
+
+@pytest.mark.parametrize("column", ["text", "n"])
+def test_a_page_whose_sum_is_wrong_is_no_data(column, tmp_path):
+    table = pa.table({"text": ["aaaaaaaaaaaa"], "n": ["bbbbbbbbbbbb"]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    try:
+        pq.write_table(table, tmp_path / "in.parquet", write_page_checksum=True, **plain)
+    except TypeError:
+        pytest.skip("this pyarrow writes no sums")
+    whole = (tmp_path / "in.parquet").read_bytes()
+    assert carry(tmp_path / "in.parquet", ".parquet")[0].rows == 1
+    cell = table[column][0].as_py().encode()
+    assert whole.count(cell) == 1
+    (tmp_path / "in.parquet").write_bytes(whole.replace(cell, cell[:-1] + b"?"))
+    with pytest.raises(files.BadFile, match="in.parquet: "):
+        carry(tmp_path / "in.parquet", ".parquet")
 
 
 def test_details_go_into_every_format(tmp_path):

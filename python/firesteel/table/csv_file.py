@@ -93,16 +93,20 @@ class _Csv:
 
     def _lines(self) -> Iterator[bytes]:
         """With their ends: \\n, \\r\\n or \\r."""
-        file, rest, line = self._file.again(), b"", 0
+        file, line, size = self._file.again(), 0, 0
+        rest: list[bytes] = []  # of a line; put together once, however long it is
         while chunk := file.read(CHUNK_BYTES):
-            lines = (rest + chunk).splitlines(keepends=True)
-            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()  # \r may be followed by \n
-            line += len(lines)
-            yield from lines
-            if len(rest) > files.LONGEST:
+            ends = b"\n" in chunk or b"\r" in chunk or (rest and rest[-1].endswith(b"\r"))
+            rest.append(chunk)
+            size += len(chunk)
+            if ends:
+                lines = b"".join(rest).splitlines(keepends=True)
+                rest = [] if lines[-1].endswith(b"\n") else [lines.pop()]  # \r may be followed by \n
+                line, size = line + len(lines), sum(map(len, rest))
+                yield from lines
+            if size > files.LONGEST:
                 raise self._file.too_long(line + 1)
-        if rest:
-            yield from rest.splitlines(keepends=True)
+        yield from b"".join(rest).splitlines(keepends=True)
 
     def _records(self) -> Iterator[Record]:
         """All but blank ones, the header too."""

@@ -6,9 +6,11 @@ Files of a folder may lack columns that others have, which are null there; a col
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,8 +31,9 @@ def open_parquet(path: str, column: str, output: str) -> Source:
     """Reads the footers. Raises BadFile, or RequestError where the column is of a type that no model takes."""
     parts = _listed(path) if os.path.isdir(path) else [(path, ())]
     schemas, rows = [], 0
+    unit = _int96_unit([file for file, _ in parts])
     for file, _ in parts:
-        opened = _open(file)
+        opened = _open(file, unit)
         schemas.append((file, opened.schema_arrow))
         rows += opened.metadata.num_rows
     fields = _united(schemas)
@@ -45,7 +48,7 @@ def open_parquet(path: str, column: str, output: str) -> Source:
     at = files.one_column(path, schema.names, column)
     files.new_name(output, schema.names)
     kind = readable(pa.nulls(0, schema.field(at).type), f"{said(path)}: column {said(column)}").type
-    return Source(path=path, rows=rows, kind=kind, batches=_batches(parts, schema, at, column), schema=schema)
+    return Source(path=path, rows=rows, kind=kind, batches=_batches(parts, schema, at, column, unit), schema=schema)
 
 
 def _listed(folder: str) -> list[tuple[str, Partition]]:
@@ -63,7 +66,12 @@ def _listed(folder: str) -> list[tuple[str, Partition]]:
         folders[:] = sorted(name for name in folders if not _hidden(name))
         below = os.path.relpath(place, folder)
         partition = tuple(_parted(part) for part in ([] if below == "." else below.split(os.sep)) if "=" in part)
-        found += [(os.path.join(place, name), partition) for name in sorted(names) if not _hidden(name)]
+        for name in sorted(names):
+            if not _hidden(name):
+                file = os.path.join(place, name)
+                if not stat.S_ISREG(os.stat(file).st_mode):
+                    raise BadFile(f"{said(file)}: is no regular file; take it out of the folder")
+                found.append((file, partition))
     if not found:
         raise BadFile(f"{said(folder)}: holds no Parquet file")
     return found
@@ -78,8 +86,10 @@ def _hidden(name: str) -> bool:
 
 
 def _parted(folder: str) -> tuple[str, str | None]:
-    name, _, value = folder.partition("=")
-    return unquote(name), None if value == NULL_PARTITION else unquote(value)
+    name, _, value = (unquote(part, errors="surrogateescape") for part in folder.partition("="))
+    if files.surrogates(name + value):
+        raise BadFile(f"folder {said(folder)}: names a partition that is not UTF-8; rename it")
+    return name, None if value == NULL_PARTITION else value
 
 
 def _partition_fields(parts: list[tuple[str, Partition]]) -> list[pa.Field]:
@@ -106,12 +116,57 @@ def _is_int(text: str) -> bool:
     return str(int(text)) == text and SMALLEST_INT <= int(text) <= LARGEST_INT
 
 
-def _open(path: str) -> pq.ParquetFile:
-    """Timestamps of 96 bits as microseconds, which is what Spark means, so that all years have room."""
+def _open(path: str, unit: str = "us") -> pq.ParquetFile:
+    """unit: of timestamps of 96 bits."""
+    options = {"buffer_size": READ_BYTES, "pre_buffer": False, "coerce_int96_timestamp_unit": unit}
     try:
-        return pq.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, coerce_int96_timestamp_unit="us")
+        try:
+            return pq.ParquetFile(path, page_checksum_verification=True, **options)
+        except TypeError:  # pyarrow before 13 checks no sums
+            return pq.ParquetFile(path, **options)
     except (pa.ArrowException, OSError) as error:
         raise BadFile(f"{said(path)}: {files.reason(error)}") from None
+
+
+def _int96_unit(paths: list[str]) -> str:
+    """What loses nothing: microseconds, which Spark means and in which all years have room, or nanoseconds."""
+    far: tuple[str, str] | None = None  # file and column of a year that nanoseconds have no room for
+    fine: tuple[str, str] | None = None  # of a time that is no whole microsecond
+    for path in paths:
+        file = _open(path)
+        schema = file.schema
+        names = [schema.column(at).path for at in range(len(schema)) if schema.column(at).physical_type == "INT96"]
+        if not names:
+            continue
+        try:
+            sizes = {"batch_size": files.BATCH_ROWS, "columns": names}
+            for coarse, exact in zip(file.iter_batches(**sizes), _open(path, "ns").iter_batches(**sizes), strict=True):
+                for name, some, same in zip(coarse.schema.names, coarse.columns, exact.columns, strict=True):
+                    for us, ns in zip(_moments(some), _moments(same), strict=True):
+                        far = far or ((path, name) if np.any(ns // 1000 != us) else None)
+                        fine = fine or ((path, name) if np.any(us * 1000 != ns) else None)  # both wrap alike
+        except (pa.ArrowException, OSError) as error:
+            raise BadFile(f"{said(path)}: {files.reason(error)}") from None
+        if far and fine:
+            raise BadFile(
+                f"{said(fine[0])}: column {said(fine[1])} has times finer than microseconds, and column {said(far[1])} "
+                f"of {said(far[0])} has years outside of 1678 to 2261, which nanoseconds cannot hold; cast one of them"
+            )
+    return "ns" if fine else "us"
+
+
+def _moments(array: pa.Array) -> Iterator[np.ndarray]:
+    """The numbers of all timestamps inside."""
+    if pa.types.is_timestamp(array.type):
+        yield array.drop_null().cast(pa.int64()).to_numpy()
+    elif pa.types.is_map(array.type):
+        yield from _moments(array.keys)
+        yield from _moments(array.items)
+    elif pa.types.is_struct(array.type):
+        for field in array.flatten():
+            yield from _moments(field)
+    elif pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        yield from _moments(array.flatten())
 
 
 def _united(schemas: list[tuple[str, pa.Schema]]) -> list[pa.Field]:
@@ -131,9 +186,9 @@ def _united(schemas: list[tuple[str, pa.Schema]]) -> list[pa.Field]:
     return [field.with_nullable(True) for _, field in known.values()]
 
 
-def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, column: str) -> Iterator[Rows]:
+def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, column: str, unit: str) -> Iterator[Rows]:
     for path, partition in parts:
-        file = _open(path)
+        file = _open(path, unit)
         values = dict(partition)
         for batch in file.iter_batches(batch_size=_batch_rows(file)):
             arrays = list(batch.columns)
