@@ -583,6 +583,39 @@ def test_bytes_that_are_no_utf8_go_from_parquet_to_csv(tmp_path):
     assert kept.view(pa.binary()).to_pylist() == [b"caf\xe9", None, b"ok"]
 
 
+BAD = pa.array([b"caf\xe9", None, b"ok"], pa.binary()).view(pa.string())
+INSIDE = {
+    "list": pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), BAD),
+    "struct": pa.StructArray.from_arrays([BAD], ["a"]),
+    "deep": pa.StructArray.from_arrays([pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), BAD)], ["a"]),
+}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+@pytest.mark.parametrize("name", INSIDE)
+def test_bytes_that_are_no_utf8_inside_lists_are_told(name, ending, tmp_path):
+    pq.write_table(table_of({"x": INSIDE[name]}), tmp_path / "in.parquet")
+    report, target = carry(tmp_path / "in.parquet", ending)
+    assert report.escaped.startswith("1 carried cell is not UTF-8, first in column x; its bytes are written as \\xNN")
+    assert target.read_text().count("caf\\\\xe9") == 1
+
+
+@pytest.mark.parametrize(
+    ("reads", "data", "rows", "first"),
+    [
+        (".csv", b"text,n\na,1,2\nb\nc,3,\n", 2, 2),
+        (".csv", b'text\n"a\n"\nb,,,\n', 1, 4),
+        (".jsonl", b'{"text":"a","n":1}\n{"text":"b","n":1,"n":2}\n', 1, 2),
+        (".jsonl", b'{"text":"a"}\n\nnothing\n["b"]\n{"text":\n', 3, 3),
+    ],
+)
+def test_what_has_no_place_is_counted(reads, data, rows, first, tmp_path):
+    words = f"{rows} row{'s' * (rows > 1)} had cells that %s has no place for, first in line {first}; output of the "
+    for ending in (".parquet", ".csv", ".jsonl"):
+        report, _ = carried(data, reads, ending)
+        assert report.cut.startswith(words % ending) if ending != reads else report.cut == ""
+
+
 def test_old_timestamps_of_spark_keep_all_years(tmp_path):
     moments = [datetime(1, 1, 1), datetime(9999, 12, 31, 1, 2, 3, 4), datetime(2024, 1, 1)]
     table = pa.table({"text": ["a"] * 3, "at": pa.array(moments, pa.timestamp("us"))})
@@ -590,7 +623,7 @@ def test_old_timestamps_of_spark_keep_all_years(tmp_path):
     assert pq.ParquetFile(carry(tmp_path / "in.parquet", ".parquet")[1]).read()["at"].to_pylist() == moments
 
 
-MICRO, NANO = 86_400_000_000, 1_700_000_000_123_456_789
+NANO = 1_700_000_000_123_456_789
 FAR = [-62_135_596_800_000_000, 253_402_300_799_999_999, None]  # the years 1 and 9999, in microseconds
 
 

@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 from firesteel.commands import cli, doctor
+from firesteel.host.text import one_line
 
 
 def command(*arguments: object, capsys) -> tuple[int, str, str]:
@@ -29,6 +31,20 @@ def test_help_documents_the_exit_codes(arguments, capsys):
     code, said, _ = command(*arguments, capsys=capsys)
     assert code == 0
     assert [f"\n  {number:<5}" in said for number in (0, 1, 2, 130)] == [True] * 4
+
+
+@pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, FutureWarning])
+@pytest.mark.parametrize("text", ["the head is left out", "two\nlines", "caf\udce9"], ids=ascii)
+def test_a_warning_is_one_line_without_source(text, category, capsys, monkeypatch):
+    def warning(*_):
+        warnings.warn(text, category, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_doctor", warning)
+    shown = warnings.showwarning
+    code, said, trouble = command("doctor", capsys=capsys)
+    assert (code, said) == (0, "") and warnings.showwarning is shown
+    assert trouble == f"firesteel: {one_line(text)}\n"
 
 
 def test_no_command_is_exit_code_2(capsys):

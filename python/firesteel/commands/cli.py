@@ -13,8 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from .._core import CheckpointError, ConfigError, Error, RequestError
@@ -26,6 +30,7 @@ EXIT_CODES = """exit codes:
   2    a flag is wrong, or what it names is: no such folder, column or format
   3    run: done, but rows failed (--on-error null), and only the report says how many; with --details each row says so
   130  stopped by Ctrl-C; nothing was written
+  143  run: stopped by SIGTERM; nothing was written
 """
 
 PARALLEL = "auto, replicate, split, tensor or a combination such as replicate=2,split=2 (default: auto)"
@@ -33,6 +38,28 @@ PARALLEL = "auto, replicate, split, tensor or a combination such as replicate=2,
 
 class Refused(Exception):
     """A flag, or what it names, is wrong: one sentence."""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: what was begun is taken away."""
+
+
+@contextmanager
+def _sigterm() -> Iterator[None]:
+    """Where this thread may say so, and nobody else has said what the signal does."""
+
+    def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows takes the file away
+        raise _Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,9 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         escape_on(stream)
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.command(arguments)
-    except KeyboardInterrupt:
-        sentence, code = "stopped; nothing was written", 130
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _complain(str(message))
+            return arguments.command(arguments)
+    except KeyboardInterrupt as stopped:
+        sentence, code = "stopped; nothing was written", 143 if isinstance(stopped, _Terminated) else 130
     except Refused as error:
         sentence, code = str(error), 2
     except Error as error:
@@ -223,12 +252,13 @@ def _run(arguments: argparse.Namespace) -> int:
     except run.BadRow as error:
         return _failed(error)
     try:
-        report = work.run(quiet=arguments.quiet)
+        with _sigterm():
+            report = work.run(quiet=arguments.quiet)
     except (BadFile, run.BadRow) as error:
         return _failed(error)
     print(report)
-    if report.escaped:
-        _complain(report.escaped)
+    for sentence in filter(None, (report.escaped, report.cut)):
+        _complain(sentence)
     return report.exit_code
 
 

@@ -46,6 +46,7 @@ class Report:
     nulls: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # by row code
     escaped: str = ""  # one sentence about cells that are not UTF-8
+    cut: str = ""  # one about rows that had more than the output has a place for
     told: bool = False  # whether the output itself says which rows failed, and why
     seconds: float = 0.0
 
@@ -106,6 +107,12 @@ class Work:
             report.escaped = (
                 f"{what} not UTF-8, first in {self.source.escaped.first}; its bytes are written as \\xNN in "
                 f"{said(self.path)}; output of the input's own format carries them as they are"
+            )
+        if rows := self.source.cut.rows:
+            ending = os.path.splitext(self.path)[1].lower()
+            report.cut = (
+                f"{rows:,} {'row' if rows == 1 else 'rows'} had cells that {ending} has no place for, "
+                f"first in line {self.source.cut.first}; output of the input's own format keeps them"
             )
         return report
 

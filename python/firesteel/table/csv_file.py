@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..host.text import one_line as said
 from . import files
-from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
+from .files import BadFile, Cut, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
 
 CHUNK_BYTES = 1 << 20
 CLOSING = re.compile(rb'[^"]*(?:""[^"]*)*"(?!")')
@@ -51,7 +51,7 @@ class _Csv:
         self._column, self._output = column, output
         self._names = [said(name) for name in names]
         self._schema = None
-        self._escaped = Escaped()
+        self._escaped, self._cut = Escaped(), Cut()
         if not as_text:
             for number, name in enumerate(names, 1):
                 if surrogates(name):
@@ -75,7 +75,7 @@ class _Csv:
                 row, code, sentence = batch.faults[0]
                 fault = FirstFault(batch.lines[row], code, sentence)
             rows += len(batch)
-        self._escaped = Escaped()  # counted when they are written
+        self._escaped, self._cut = Escaped(), Cut()  # counted when they are written
         name = quoted(self._output, self._delimiter.decode()).encode()
         return Source(
             path=self._file.path,
@@ -87,6 +87,7 @@ class _Csv:
             close=self._file.close,
             fault=fault,
             escaped=self._escaped,
+            cut=self._cut,
         )
 
     # --- bytes -> records -> cells
@@ -212,6 +213,9 @@ class _Csv:
 
     def _strings(self, cells: list[list[bytes]], lines: list[int]) -> pa.RecordBatch:
         """A missing cell is null, and one too many finds no room: both are faults of their rows."""
+        for found, line in zip(cells, lines, strict=True):
+            if len(found) > self._width:
+                self._cut.add(line)
         arrays = []
         for at, name in enumerate(self._names):
             column = [found[at] if at < len(found) else None for found in cells]

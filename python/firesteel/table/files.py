@@ -93,6 +93,18 @@ class Escaped:
 
 
 @dataclass
+class Cut:
+    """Rows that had more than the output has a place for: a cell without column, a name twice, no JSON at all."""
+
+    rows: int = 0
+    first: int = 0  # line
+
+    def add(self, line: int) -> None:
+        self.first = self.first or line
+        self.rows += 1
+
+
+@dataclass
 class Source:
     """A file that was opened and looked through; iterating reads it once.
 
@@ -108,6 +120,7 @@ class Source:
     close: Callable[[], None] = lambda: None
     fault: FirstFault | None = None
     escaped: Escaped = field(default_factory=Escaped)
+    cut: Cut = field(default_factory=Cut)
 
     def __iter__(self) -> Iterator[Rows]:
         try:

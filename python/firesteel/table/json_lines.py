@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ..host.text import one_line as said
 from . import files
-from .files import BadFile, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
+from .files import BadFile, Cut, Escaped, FirstFault, Rows, Seam, Source, TextFile, surrogates
 from .json_values import (
     JSON,
     LARGEST_INT,
@@ -61,7 +61,7 @@ class _JsonLines:
         self._as_text = target == "json"
         self._kinds: dict[str, Kind] = {}  # of all columns, in the order they came
         self._input: str | None = None  # text, ids or features
-        self._escaped = Escaped()
+        self._escaped, self._cut = Escaped(), Cut()
 
     def source(self) -> Source:
         rows, fault = self._look_through()
@@ -80,6 +80,7 @@ class _JsonLines:
             close=self._file.close,
             fault=fault,
             escaped=self._escaped,
+            cut=self._cut,
         )
 
     # --- the first time
@@ -162,16 +163,22 @@ class _JsonLines:
     def _line(self, number: int, text: str, bad: bool) -> Line:
         nothing, begin = Object(), _space(text, 0).end()
         if not text.startswith("{", begin):
-            return Line(number, text, nothing, 0, bad, "the line is no JSON object: it does not begin with {")
+            sentence = "the line is no JSON object: it does not begin with {"
+            if text.startswith("[", begin):
+                sentence += "; an array has to be written with one object a line"
+            return Line(number, text, nothing, 0, bad, sentence)
         try:
             members, end = parse(text, begin)
         except RecursionError:
             return Line(number, text, nothing, 0, bad, "the line is nested too deeply")
         except json.JSONDecodeError as error:
-            sentence = f"the line is no JSON object: {error.msg} at character {error.pos}"
+            sentence = f"the line is no JSON object: {error.msg.removesuffix(' at')} at character {error.pos}"
             return Line(number, text, nothing, 0, bad, sentence)
         if _space(text, end).end() != len(text):
-            return Line(number, text, nothing, 0, bad, f"something follows the JSON object at character {end}")
+            sentence = f"something follows the JSON object at character {end}"
+            if "\r" in text[end : _space(text, end).end()]:
+                sentence += "; lines end with \\n or \\r\\n, not with \\r alone"
+            return Line(number, text, nothing, 0, bad, sentence)
         if bad and any(_byte.search(name) for name, _ in members):
             return Line(number, text, nothing, 0, bad, "a name in the line is not UTF-8")
         return Line(number, text, members, len(text[: end - 1].rstrip(" \t\r\n")), bad, None)
@@ -232,6 +239,8 @@ class _JsonLines:
         as_json = {name for name, kind in self._kinds.items() if kind == JSON}
         for row, line in enumerate(lines):
             members = line.members
+            if line.fault or len({name for name, _ in members}) < len(members):
+                self._cut.add(line.number)
             if line.bad_bytes or any(name in as_json for name, _ in members):
                 cleaned = self._cleaned(line, count=True)
                 members = [(name, text if name in as_json else value) for name, value, text in cleaned]

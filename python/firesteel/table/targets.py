@@ -137,7 +137,7 @@ class TextTarget(Target):
 
     def _cells(self, array: pa.Array, name: str) -> list[str]:
         if self._delimiter is not None:
-            return texts.csv_cells(array, self._delimiter, name)
+            return texts.csv_cells(array, self._delimiter, self._source.escaped, name)
         return texts.json_texts(array, self._source.escaped, name)
 
     def _lines(self, batch: pa.RecordBatch, results: pa.Array) -> Iterator[bytes]:

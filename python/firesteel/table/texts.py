@@ -6,7 +6,8 @@
     list, struct       JSON arrays and objects, in CSV too
     binary, map, duration and whatever else there is: refused, before any work
 
-A text that is no UTF-8, which Spark lets pass, keeps its bytes in CSV; in JSON they become escapes, and are counted.
+A text that is no UTF-8, which Spark lets pass, keeps its bytes in CSV; in JSON, that of a CSV cell too, they become
+escapes, and are counted.
 """
 
 from __future__ import annotations
@@ -89,11 +90,12 @@ def json_texts(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
     return texts
 
 
-def csv_cells(array: pa.Array, delimiter: str, name: str) -> list[str]:
-    """A cell for each value, quoted where it has to be; bytes that are no UTF-8 as lone surrogates."""
+def csv_cells(array: pa.Array, delimiter: str, escaped: Escaped, name: str) -> list[str]:
+    """A cell for each value, quoted where it has to be; bytes that are no UTF-8 as lone surrogates, in JSON as escapes,
+    which `escaped` is told."""
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return csv_cells(array.dictionary_decode(), delimiter, name)
+        return csv_cells(array.dictionary_decode(), delimiter, escaped, name)
     if _is_string(kind):
         texts: Sequence[str | None] = _strings(array)
     elif _is_moment(kind):
@@ -101,7 +103,7 @@ def csv_cells(array: pa.Array, delimiter: str, name: str) -> list[str]:
     elif pa.types.is_floating(kind):
         texts = [_float(text).strip('"') for text in _shortest(array)]
     elif _is_list(kind) or pa.types.is_struct(kind):
-        texts = json_texts(array, Escaped(), name)
+        texts = json_texts(array, escaped, name)
     else:
         texts = _plain(array)
     there = array.is_valid().to_pylist()
