@@ -326,6 +326,19 @@ REFUSED = [
     (["--output", "to-taken.parquet"], "taken.parquet; --force writes there"),
     (["--output", "loop.parquet", "--force"], "--output is loop.parquet, which is a link that leads back to itself"),
     (["--output", ""], "--output is empty; .parquet, .jsonl, .ndjson, .csv can be written"),
+    (["--input", ""], "--input is empty; the name of a file belongs there"),
+    (["--input", "-"], "--input is -, and standard input can be read only once; it is read twice, so write it to one"),
+    (["--input", "/dev/stdin"], "can be read, by the ending of the name; this is no regular file: it is read twice"),
+    (["--input", "in.tsv"], "can be named .csv, and be read with --delimiter tab"),
+    (["--input", "csvs"], "csvs/a.csv: a folder is read as Parquet; name one file"),
+    (["--input", "jsons"], "jsons/part-0.JSON: a folder is read as Parquet"),
+    (["--input", "nul.csv"], "nul.csv: has no column 'text'; its columns are t"),
+    (["--input", "nul.jsonl"], "nul.jsonl: has no line with a JSON object"),
+    (["--input", "features.parquet"], "features.parquet: column text holds features, lists of numbers, and "),
+    (["--input", "features.jsonl"], "features.jsonl: column text holds features, lists of numbers, and "),
+    (["--output-column", ""], "--output-column is empty; the name of the new column belongs there"),
+    (["--output-column", "", "--input", "good.csv"], "--output-column is empty; the name of the new column belongs"),
+    (["--output-column", "", "--input", "array.jsonl"], "--output-column is empty; the name of the new column belongs"),
     (["--output-column", "id"], "--output-column is 'id', which the input already has"),
     (["--task", "classify"], "invalid choice: 'classify'"),
     (["--pooling", "median"], "pooling median is not known"),
@@ -365,6 +378,11 @@ TEXT_FILES = {
     "latin.csv": b"text,caf\xe9\na,b\n",
     "in.csv.gz": b"",
     "in.json": b"[]",
+    "in.tsv": b"id\ttext\n",
+    "nul.csv": b"t\0ext\na\n",
+    "nul.jsonl": b"\0{}\n",
+    "features.jsonl": b'{"text": [[1.0]]}\n',
+    "good.csv": b"text\na\n",
 }
 
 
@@ -385,11 +403,15 @@ def folder(source, tmp_path, monkeypatch):
         "uneven/b": {"text": ["a"]},
         "double/k=1/a": {"text": ["a"], "k": [1]},
         "binary": {"text": ["a"], "raw": [b"a"]},
+        "features": {"text": [[[1.0]], [[2.0]]]},
     }
     for name, part in parts.items():
         path = tmp_path / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(part), path)
+    for name in ("csvs/a.csv", "jsons/part-0.JSON"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"text\na\n")
     (tmp_path / "taken.parquet").touch()
     links = {
         "to-input.parquet": "in.parquet",
@@ -437,8 +459,23 @@ def test_a_faulty_row_gives_exit_code_1_and_leaves_no_file(tmp_path, model, caps
         model, tmp_path / "in.parquet", tmp_path / "o.parquet", "--truncate", "error", capsys=capsys
     )
     assert (code, said) == (1, "")
-    assert "in.parquet: row 300 (TOO_LONG): the row has 72 tokens; the limit is 64; --on-error null makes" in trouble
+    assert (
+        "in.parquet: row 300, counted from 0 (TOO_LONG): the row has 72 tokens; the limit is 64; --on-error null makes"
+        in trouble
+    )
     assert os.listdir(tmp_path) == ["in.parquet"]
+
+
+@pytest.mark.parametrize(("file", "row"), [("a", 0), ("b", 150), ("b", 5000)])
+def test_a_faulty_row_of_a_folder_names_its_file(file, row, tmp_path, model, capsys):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        texts = ["fine"] * (row + 1)
+        texts[row] = "row " * 70 if name == file else "fine"
+        pq.write_table(pa.table({"text": texts}), tmp_path / "in" / f"{name}.parquet")
+    more = ["--truncate", "error"]
+    code, _, trouble = embed(model, tmp_path / "in", tmp_path / "o.parquet", *more, capsys=capsys)
+    assert code == 1 and f"in/{file}.parquet: row {row}, counted from 0 (TOO_LONG): the row has" in trouble
 
 
 def test_a_file_that_changes_while_it_is_read_gives_exit_code_1(tmp_path, model, capsys, monkeypatch):

@@ -134,11 +134,12 @@ class _Tally:
             if code is None:
                 continue
             sentence = sentences[row].as_py()
-            where = f"line {rows.lines[row]}" if rows.lines else f"row {self._report.rows + row}"
+            where = f"line {rows.lines[row]}" if rows.lines else f"row {rows.first + row}, counted from 0"
             if self._job.on_error == "fail":
-                raise faulty(self._source, where, code, sentence)
+                raise faulty(rows.file or self._source, where, code, sentence)
             self._report.failed[code] += 1
-            self._example.setdefault(code, f"{where}: {sentence}")
+            file = f" of {said(rows.file)}" if rows.file and rows.file != self._source else ""
+            self._example.setdefault(code, f"{where}{file}: {sentence}")
         self._report.told &= isinstance(rows.carried, pa.RecordBatch) or all(
             seam.tail is not None for seam in rows.carried
         )
@@ -179,6 +180,8 @@ def prepare(
     Checkpoint.open(find(located))  # a job may leave a folder that is not here to other machines; here there is none
     job = embed_job(located, said_by="run", **options)
     reads, writes = files.check_source(source, READ), _check_target(source, target, force)
+    if not output:
+        raise BadFile("--output-column is empty; the name of the new column belongs there")
     if files.surrogates(output):
         raise BadFile(f"--output-column is {said(output)!r}, which is not UTF-8")
     if delimiter is not None and ".csv" not in (reads, writes):
@@ -194,6 +197,9 @@ def prepare(
     try:
         # A row of text, so that what only the open model and its tokenizer know about the options is said now.
         engine.start_embed(first, **dict(job.request)).result()
+        if engine.settings["rows"] == "ids" and str(opened.kind).count("list<") > 1:
+            what = f"{said(source)}: column {said(column)} holds features, lists of numbers"
+            raise BadFile(f"{what}, and {said(model)} takes text or token ids")
     except BaseException:
         engine.close()
         raise

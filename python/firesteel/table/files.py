@@ -28,6 +28,7 @@ BATCH_BYTES = 4 << 20
 LONGEST = 64 << 20  # bytes of one row of a text file
 MOST_COLUMNS = 10_000  # of a table that is made of JSON lines, whose names the rows bring along
 BOM = b"\xef\xbb\xbf"
+TWICE = "it is read twice, so write it to one first"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -50,6 +51,8 @@ class Rows:
     carried: pa.RecordBatch | list[Seam]
     faults: list[RowError] = field(default_factory=list)
     lines: list[int] | None = None  # where each row begins, from 1 on, where the format has lines
+    file: str | None = None  # that the rows are from, where it has none
+    first: int = 0  # place in that file of the first row, from 0 on
 
     def __len__(self) -> int:
         return len(self.column)
@@ -69,6 +72,8 @@ class Rows:
             self.carried.slice(begin, rows) if batch else self.carried[begin:end],
             [(row - begin, code, said) for row, code, said in self.faults if begin <= row < end],
             None if self.lines is None else self.lines[begin:end],
+            self.file,
+            self.first + begin,
         )
 
 
@@ -137,7 +142,8 @@ class TextFile:
         self._file: BinaryIO = open(path, "rb")
         self._state = self._look()
         start = self._file.read(4)
-        if start.startswith(UTF16) or b"\0" in start[:2]:
+        nulls = [at for at, byte in enumerate(start) if byte == 0]
+        if start.startswith(UTF16) or nulls in ([0, 2], [1, 3]):  # two ASCII characters, without a mark too
             raise BadFile(f"{said(path)}: is UTF-16, and UTF-8 is read; save it as UTF-8")
         self.bom = BOM if start.startswith(BOM) else b""
 
@@ -165,6 +171,10 @@ class TextFile:
 
 def check_source(path: str, known: tuple[str, ...]) -> str:
     """The ending that says how `path` is read."""
+    if not path:
+        raise BadFile("--input is empty; the name of a file belongs there")
+    if path == "-" and not os.path.exists(path):
+        raise BadFile(f"--input is -, and standard input can be read only once; {TWICE}")
     if not os.path.exists(path):
         raise BadFile(f"--input is {said(path)}, which does not exist")
     if os.path.isdir(path):
@@ -176,9 +186,13 @@ def check_source(path: str, known: tuple[str, ...]) -> str:
             hint = "; unpack it first"
         elif ending == ".json":
             hint = "; a file with one object a line is .jsonl"
+        elif ending in (".tsv", ".tab"):
+            hint = "; one with tabs between its cells can be named .csv, and be read with --delimiter tab"
+        elif not stat.S_ISREG(os.stat(path).st_mode):
+            hint = f"; this is no regular file: {TWICE}"
         raise BadFile(f"--input is {said(path)}; {', '.join(known)} can be read, by the ending of the name{hint}")
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise BadFile(f"--input is {said(path)}, which is no regular file; it is read twice, so write it to one first")
+        raise BadFile(f"--input is {said(path)}, which is no regular file; {TWICE}")
     return ending
 
 
@@ -192,7 +206,7 @@ def one_column(path: str, names: list[str], column: str, hint: str = "") -> int:
 
 
 def new_name(output: str, names: list[str]) -> None:
-    if output in names or not output:
+    if output in names:
         raise BadFile(f"--output-column is {said(output)!r}, which the input already has; choose another")
 
 

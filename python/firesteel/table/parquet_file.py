@@ -21,6 +21,7 @@ from .files import BadFile, Rows, Source
 from .json_values import LARGEST_INT, SMALLEST_INT
 
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+OTHERS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".avro", ".orc", ".csv.gz", ".json.gz", ".jsonl.gz")
 READ_BYTES = 1 << 20  # at a time of a column, so that no row group has to be in memory
 SPARKS = b"org.apache.spark."  # Spark's own schema in a file's metadata: it would look for no other column
 
@@ -31,6 +32,8 @@ def open_parquet(path: str, column: str, output: str) -> Source:
     """Reads the footers. Raises BadFile, or RequestError where the column is of a type that no model takes."""
     parts = _listed(path) if os.path.isdir(path) else [(path, ())]
     schemas, rows = [], 0
+    if os.path.isdir(path):
+        _all_parquet([file for file, _ in parts])
     unit = _int96_unit([file for file, _ in parts])
     for file, _ in parts:
         opened = _open(file, unit)
@@ -75,6 +78,13 @@ def _listed(folder: str) -> list[tuple[str, Partition]]:
     if not found:
         raise BadFile(f"{said(folder)}: holds no Parquet file")
     return found
+
+
+def _all_parquet(paths: list[str]) -> None:
+    """Refuses what is plainly another format; Spark's Parquet has names without an ending, too."""
+    for path in paths:
+        if path.lower().endswith(OTHERS):
+            raise BadFile(f"{said(path)}: a folder is read as Parquet; name one file, or take it out of the folder")
 
 
 def _cannot_list(error: OSError) -> None:
@@ -189,7 +199,7 @@ def _united(schemas: list[tuple[str, pa.Schema]]) -> list[pa.Field]:
 def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, column: str, unit: str) -> Iterator[Rows]:
     for path, partition in parts:
         file = _open(path, unit)
-        values = dict(partition)
+        values, first = dict(partition), 0
         for batch in file.iter_batches(batch_size=_batch_rows(file)):
             arrays = list(batch.columns)
             if batch.schema.names != schema.names:
@@ -203,7 +213,8 @@ def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, col
                     for place, field in enumerate(schema)
                 ]
             whole = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            yield Rows(readable(whole.column(at), f"column {said(column)}"), whole)
+            yield Rows(readable(whole.column(at), f"column {said(column)}"), whole, file=path, first=first)
+            first += len(whole)
 
 
 def _constant(values: dict[str, str | None], field: pa.Field, rows: int) -> pa.Array:
