@@ -322,6 +322,12 @@ REFUSED = [
     (["--input", "to-mixed", "--output", "mixed/o.parquet"], "which lies in the input folder"),
     (["--input", "mixed", "--output", "to-mixed/o.parquet"], "which lies in the input folder"),
     (["--input", "mixed", "--output", "into-mixed.parquet", "--force"], "which lies in the input folder"),
+    (
+        ["--input", "linked", "--output", "in.parquet", "--force"],
+        "which is linked/a.parquet of the input; give another",
+    ),
+    (["--input", "linked", "--output", "to-input.parquet", "--force"], "which is linked/a.parquet of the input"),
+    (["--input", "linked", "--output", "hard.parquet", "--force"], "which is linked/b.parquet of the input"),
     (["--output", "dangling.parquet"], "--output is dangling.parquet, which is a link to "),
     (["--output", "to-taken.parquet"], "taken.parquet; --force writes there"),
     (["--output", "loop.parquet", "--force"], "--output is loop.parquet, which is a link that leads back to itself"),
@@ -420,7 +426,11 @@ def folder(source, tmp_path, monkeypatch):
         "dangling.parquet": "nowhere.parquet",
         "to-taken.parquet": "taken.parquet",
         "loop.parquet": "loop.parquet",
+        "linked/a.parquet": "../in.parquet",
     }
+    (tmp_path / "linked").mkdir()
+    os.link(tmp_path / "binary.parquet", tmp_path / "linked" / "b.parquet")
+    os.link(tmp_path / "binary.parquet", tmp_path / "hard.parquet")
     for name, leads in links.items():
         (tmp_path / name).symlink_to(leads)
     monkeypatch.chdir(tmp_path)

@@ -219,6 +219,13 @@ def _open(path: str, column: str, output: str, reads: str, writes: str, delimite
         raise BadFile(f"{said(path)}: {reason(error)}") from None
 
 
+def _files(source: str) -> list[str]:
+    """The input, or all files of its folder, which may be links to files elsewhere."""
+    if not os.path.isdir(source):
+        return [source]
+    return [os.path.join(place, name) for place, _, names in os.walk(source) for name in names]
+
+
 def _check_target(source: str, target: str, force: bool) -> str:
     """The ending that says what is written."""
     ending, shown = os.path.splitext(target)[1].lower(), f"--output is {said(target) or 'empty'}"
@@ -234,8 +241,12 @@ def _check_target(source: str, target: str, force: bool) -> str:
         raise BadFile(f"{shown}, which is a folder; give the name of a file")
     if os.path.isdir(inputs) and os.path.commonpath([inputs, real]) == inputs:
         raise BadFile(f"{shown}, which lies in the input folder; give a place outside it")
-    if os.path.exists(target) and os.path.samefile(source, target):
-        raise BadFile(f"{shown}, which is the input; give another name")
+    if os.path.exists(target):
+        same = os.stat(target)
+        for part in _files(source):
+            if os.path.exists(part) and os.path.samestat(os.stat(part), same):
+                what = "the input" if part == source else f"{said(part)} of the input"
+                raise BadFile(f"{shown}, which is {what}; give another name")
     if os.path.islink(real):
         raise BadFile(f"{shown}, which is a link that leads back to itself; give another name")
     if os.path.exists(target) and not os.path.isfile(target):
