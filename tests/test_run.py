@@ -1,4 +1,4 @@
-"""`firesteel run` with a tiny model: what it writes and reports, and what bad input gets. test_carried.py shows that
+"""`firesteel run` with a tiny model: what it writes and reports, and what bad input gets. test_carried*.py show that
 nothing that it carries along is lost or changed.
 """
 
