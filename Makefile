@@ -25,7 +25,7 @@ NVRTC        := nvidia-cuda-nvrtc-cu12==12.9.*
 WHEEL_TOOLS  := ziglang==0.17.1 auditwheel==6.8.2 abi3audit==0.0.26
 
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
+PIP    := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile
 CORE   := $(shell find csrc -name '*.[ch]' -o -name '*.def' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 C_CODE  = $(shell find csrc tests -name build -prune -o \
               \( -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) -print)
@@ -222,17 +222,17 @@ $(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test
 	@echo '== torch (CPU), then transformers and sentence-transformers'
 	@echo "import site; site.addsitedir('$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	    > $$($(REFERENCE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/test-environment.pth
-	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet '$(TORCH)'
-	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet \
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile '$(TORCH)'
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
 	    'transformers==5.24.*' 'sentence-transformers==6.2.*'
 	@touch $@
 
 $(REFERENCE)/.bench: $(REFERENCE)/.reference benchmarks/requirements.txt
 	@echo '== peers to measure against'
-	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet -r benchmarks/requirements.txt
+	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r benchmarks/requirements.txt
 	@touch $@
 
 $(LINT)/.lint: $(LINT)/.made Makefile
 	@echo '== $(RUFF) $(CLANG_FORMAT)'
-	@$(LINT)/bin/python -m pip --disable-pip-version-check install --quiet $(RUFF) $(CLANG_FORMAT)
+	@$(LINT)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile $(RUFF) $(CLANG_FORMAT)
 	@touch $@

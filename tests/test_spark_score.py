@@ -100,12 +100,12 @@ def test_after_a_join_names_may_stand_twice(spark, embed):
 
 def test_two_inputs_one_of_them_made(spark, tmp_path):
     """Where each stands is counted through both."""
-    from firesteel.spark import _score
+    from firesteel.spark._inputs import find_inputs
 
     df = spark.sql("SELECT 'a' AS t, 'b' AS u")
-    places, made = _score._inputs(df, ("u", df.t))
+    places, made = find_inputs(df, ("u", df.t))
     assert places == [1, 2] and len(made) == 1
-    places, made = _score._inputs(df, (df.u, "T"))
+    places, made = find_inputs(df, (df.u, "T"))
     assert places == [2, 3] and len(made) == 2
 
 

@@ -29,7 +29,7 @@ CALLS = [
     ("sql_embed(1)", "is int; string (text) or array<int>"),
     ("sql_embed(struct(a, b))", "is struct<"),
     ("sql_pandas(struct(a, b))", "is a struct of a, b; string (text) or array<int>"),
-    ("sql_embed(map(a, 1))", "is map<string, int"),
+    ("sql_embed(map(a, 1))", "is map<string,int"),
     ("sql_embed(array(a))", "is array<string>; string"),
 ]
 

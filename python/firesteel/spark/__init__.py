@@ -11,6 +11,7 @@ Only this folder imports pyspark, and only when one of these names is used. What
     _embed, _hidden_states, _score, _register, _warm, _release    one Spark-facing function each
     _progress/                 firesteel.progress; no package of that name, which would hide the function
     _everywhere                a question to the managers of all executors
+    _inputs, _carried          score's columns: those it reads, and the types that it carries
     _udf                       Job -> column function
     _worker                    the engines that this worker process uses; the only place that knows where they are
 """

@@ -26,13 +26,13 @@ def register(spark: "SparkSession", name: str, udf: ColumnFunction) -> ColumnFun
         raise ConfigError(
             f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or hidden_states_udf, belongs there"
         )
-    if not hasattr(spark, "udf"):
-        raise ConfigError(f"spark is a {type(spark).__name__}; a SparkSession belongs there")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ConfigError(f"name is {name!r}; letters, digits and _ make a name that SQL can call")
     if name.lower().startswith("ai_"):
         raise ConfigError(
             f"name is {name!r}; names that begin with ai_ belong to Databricks' own SQL functions: choose another"
         )
+    if not hasattr(spark, "udf"):
+        raise ConfigError(f"spark is a {type(spark).__name__}; a SparkSession belongs there")
     spark.udf.register(name, udf.named(name))
     return udf
