@@ -91,6 +91,9 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
 
 paired: $(VENV)/.demo
+	@[ -n '$(BASE)' ] || { echo 'name the commit to compare with: make paired BASE=...' >&2; exit 2; }
+	@$(PY) benchmarks/paired.py '$(BASE)' '$(or $(HEAD),HEAD)' $(PAIRED_FLAGS)
+
 # As many programs at a time as there are cores; all of them run, whatever fails.
 sanitize: $(VENV)/.test
 	@$(MAKE) -C tests/c -j$$(nproc) -k --output-sync=target asan tsan

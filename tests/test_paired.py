@@ -259,3 +259,9 @@ def test_a_run_gives_one_line_and_its_exit_status(repository, monkeypatch, tmp_p
     order = [words[2] for words in map(str.split, said.err.splitlines()) if words[:1] == ["round"]]
     assert order == ["base", "head", "head", "base"] * 7 + ["base", "head"]
     assert left_behind(repository) == [] and os.sched_getaffinity(0) >= common.cores(1)
+
+
+def test_the_makefile_runs_it_and_wants_a_base():
+    root = Path(paired.__file__).parent.parent
+    asked = subprocess.run(["make", "-n", "paired", "BASE=abc"], cwd=root, capture_output=True, text=True)
+    assert asked.returncode == 0 and "benchmarks/paired.py 'abc' 'HEAD'" in asked.stdout
