@@ -152,7 +152,8 @@ def test_a_rank_that_stands_still_is_named(run, folder, plan, rank, device, defe
     assert ran.returncode == 0 and not ran.stderr, ran.stderr
     first, second = (line.split("|") for line in ran.stdout.splitlines())
     assert first[0] == "DeviceError" and f"rank {rank} ({device}) did not take part" in first[2], first
-    assert "given up after 1 s" in first[2] and 1 <= float(first[1]), first
+    # Far from the preset deadline of a minute, so that the setting is what ended it, however busy the machine is.
+    assert "given up after 1 s" in first[2] and 1 <= float(first[1]) < 30, first
     assert float(second[1]) < 1, f"the second is told at once, not waited for: {second}"
 
 

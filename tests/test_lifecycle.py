@@ -374,7 +374,7 @@ def test_a_start_is_given_up_when_nothing_moves(home, monkeypatch):
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
         reach(1.5, service="lifecycle_kit:Hanging")
-    assert time.monotonic() - start < PATIENCE
+    assert time.monotonic() - start < PATIENCE / 2  # and not the minute that is preset
     (pid,) = managers(home)
     says(error, "no progress for 1.5 s", f"process {pid})", "timeout=", "manager=False")
     os.kill(pid, signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_a_lock_whose_holder_never_listens_is_not_waited_for_for_ever(home):
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
         reach(1.5, service=ECHO)
-    assert time.monotonic() - start < PATIENCE
+    assert time.monotonic() - start < PATIENCE / 2  # and not the minute that is preset
     says(error, "no progress for 1.5 s")
     unlock(held)
     connect()[0].close()
