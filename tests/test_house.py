@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.serial
-
 ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE = 1 << 20
 PACKAGE_FILES = (".py", ".pyi", ".typed")

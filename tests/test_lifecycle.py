@@ -22,8 +22,6 @@ from firesteel.host.processes import Process, find_jvm, look_up
 from firesteel.manager import lifecycle, process
 from firesteel.manager.lifecycle import find_place, identity, reach
 
-pytestmark = pytest.mark.serial
-
 ROOT = Path(__file__).parent.parent
 KIT = Path(__file__).parent / "lifecycle_kit.py"
 ECHO = "lifecycle_kit:Echo"
@@ -248,6 +246,7 @@ def test_old_files_of_dead_managers_are_swept(home):
 
 
 @pytest.mark.parametrize("service", ["Echo", "Polled", "Stubborn"])
+@pytest.mark.serial
 def test_it_ends_within_two_seconds_of_the_executor(home, kill, tmp_path, service):
     """A shell by the name of java starts the clients, which outlive it."""
     java = tmp_path / "java"
@@ -308,6 +307,7 @@ def test_without_a_jvm_clients_are_its_heartbeat(home, monkeypatch):
     assert asked["idle_ttl"] == process.HEARTBEAT == 60.0
 
 
+@pytest.mark.serial
 def test_device_memory_is_given_up_once_until_there_are_rows_again(home, monkeypatch):
     monkeypatch.setenv("FIRESTEEL_MANAGER_IDLE_UNLOAD", "0.3")
     connection, _ = connect()
@@ -370,6 +370,7 @@ def test_a_limit_on_addresses_is_told(home):
     assert "WARNING RLIMIT_AS" in Path(find_place().log).read_text()
 
 
+@pytest.mark.serial
 def test_a_start_is_given_up_when_nothing_moves(home, monkeypatch):
     start = time.monotonic()
     with pytest.raises(ManagerError) as error:
@@ -380,6 +381,7 @@ def test_a_start_is_given_up_when_nothing_moves(home, monkeypatch):
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.serial
 def test_a_lock_whose_holder_never_listens_is_not_waited_for_for_ever(home):
     """What is started meanwhile ends at once, and is no progress."""
     held = try_lock(find_place().lock)
@@ -392,6 +394,7 @@ def test_a_lock_whose_holder_never_listens_is_not_waited_for_for_ever(home):
     connect()[0].close()
 
 
+@pytest.mark.serial
 def test_a_start_that_moves_is_waited_for(home):
     start = time.monotonic()
     connection = reach(1.5, service="lifecycle_kit:Slow")

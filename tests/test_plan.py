@@ -21,8 +21,6 @@ from firesteel import ConfigError, OutOfMemory, _core
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-pytestmark = pytest.mark.serial
-
 CPUS = tuple(f"cpu:{i}" for i in range(4))
 LAYERS = 4
 ROWS = tiny.rows(31, (1, 2, 3, 5, 8, 8, 13, 21, 34, 55, 64, 64, 40, 7))
@@ -345,6 +343,7 @@ def test_a_large_model_is_planned_at_once():
     assert whole.devices[0].missing == whole.devices[0].bytes - 80 * 10**9
 
 
+@pytest.mark.serial
 def test_memory_is_what_the_container_leaves(folder):
     devices = firesteel.plan(folder, devices=CPUS).devices
     assert sum(device.limit for device in devices) <= 1.01 * _core.host()["available"]

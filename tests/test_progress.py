@@ -22,8 +22,6 @@ from firesteel.spark._progress.totals import Totals
 from firesteel.table import counters, stream
 from firesteel.table.job import embed_job
 
-pytestmark = pytest.mark.serial
-
 
 @pytest.fixture
 def totals():
@@ -255,6 +253,7 @@ def free_port() -> int:
         return closed.getsockname()[1]
 
 
+@pytest.mark.serial
 def test_a_driver_that_is_gone_costs_nothing(folder, monkeypatch):
     look_up = socket.getaddrinfo
 
@@ -273,6 +272,7 @@ def test_a_driver_that_is_gone_costs_nothing(folder, monkeypatch):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.serial
 def test_a_driver_that_does_not_read_stops_nobody(monkeypatch):
     """Its port takes connections, and what the system keeps for it; then lines are no longer sent."""
     monkeypatch.setattr(counters, "EVERY_SECONDS", 0.0)
@@ -292,6 +292,7 @@ def test_a_driver_that_does_not_read_stops_nobody(monkeypatch):
         assert time.monotonic() - before < 5 and counted._socket is None
 
 
+@pytest.mark.serial
 def test_a_driver_that_takes_no_connection_is_asked_once():
     """A full backlog: later connections are neither made nor refused."""
     with ExitStack() as open_ones:

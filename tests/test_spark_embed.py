@@ -20,12 +20,16 @@ def model(tmp_path_factory):
     return str(tiny.write(tmp_path_factory.mktemp("spark") / "model"))
 
 
-@pytest.fixture(scope="module")
-def expected(model):
+def of_the_engine(model):
     """float32 [48] or None for each of TEXTS."""
     with firesteel.Engine(model, threads=1) as engine:
         vectors = iter(engine.embed([text for text in TEXTS if text is not None]))
         return [None if text is None else next(vectors) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return of_the_engine(model)
 
 
 @pytest.fixture
@@ -223,52 +227,22 @@ def test_making_one_touches_no_device(model):
     assert done.stdout.strip() == "0", done.stderr
 
 
-# --- other kinds of session ------------------------------------------------------------------------------------------
-
-JOB = """
-import json, os, sys, warnings
-warnings.simplefilter("ignore")
-import firesteel
-from pyspark.sql import SparkSession
-model, start = sys.argv[1:3]
-spark = eval(start)
-texts = json.loads(sys.argv[3])
-df = spark.createDataFrame(list(enumerate(texts)), "id int, text string").repartition(2)
-vectors = firesteel.embed_udf(model)
-rows = df.select("id", vectors("text").alias("v")).collect()
-scored = firesteel.score(df, vectors, "text", output="v").select("id", "v").collect()
-firesteel.register(spark, "embed_text", vectors)
-df.createOrReplaceTempView("t")
-sql = spark.sql("SELECT id, embed_text(text) AS v FROM t").collect()
-try:
-    spark.range(1).select(vectors("id")).collect()
-    said = "nothing"
-except Exception as error:
-    said = str(error)
-print(json.dumps([sorted([row.id, row.v] for row in found) for found in (rows, scored, sql)]))
-print("is bigint; string (text) or array<int>" in said)
-spark.stop()
-"""
-SETTINGS = '.config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", "2")'
-CLUSTER = f'SparkSession.builder.master("local-cluster[2,1,1024]"){SETTINGS}.config("spark.driver.host", "127.0.0.1")'
-CONNECT = f'SparkSession.builder.remote("local[2]"){SETTINGS}'
+# --- in test_spark_cluster.py and test_spark_connect.py ---------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", [CLUSTER, CONNECT], ids=["two executors", "connect"])
-def test_other_sessions(start, model, expected, tmp_path):
-    import json
-    import os
+def every_way(spark, model: str, texts: list[str | None]) -> tuple[list, str]:
+    """A job of another driver's: [id, vector] by a column, by score and by SQL; and what a wrong column says."""
+    df = spark.createDataFrame(list(enumerate(texts)), "id int, text string").repartition(2)
+    found = [sorted([row[0], row[1]] for row in way(spark, df, model).collect()) for way in (by_name, by_score, by_sql)]
+    try:
+        spark.range(1).select(firesteel.embed_udf(model)("id")).collect()
+    except Exception as error:
+        return found, str(error)
+    return found, "nothing"
 
-    if start is CONNECT:
-        for package in ("grpc", "grpc_status", "zstandard"):
-            pytest.importorskip(package, reason="Spark Connect needs pip install 'pyspark[connect]'")
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment["SPARK_LOCAL_DIRS"] = environment["SPARK_WORKER_DIR"] = str(tmp_path)
-    command = [sys.executable, "-c", JOB, model, start + ".getOrCreate()", json.dumps(TEXTS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found, named = done.stdout.strip().splitlines()[-2:]
-    for rows in json.loads(found):
-        check(rows, expected)
-    assert named == "True"
+
+def check_ways(said: tuple[list, str], model: str) -> None:
+    found, error = said
+    for rows in found:
+        check(rows, of_the_engine(model))
+    assert "is bigint; string (text) or array<int>" in error

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,6 @@ import firesteel
 import numpy as np
 import pytest
 import tiny
-from firesteel.host.processes import look_up
 from firesteel.manager import lifecycle
 
 HERE = Path(__file__).parent
@@ -145,45 +142,3 @@ def test_chained_columns_do_not_wait_for_each_other(spark, folder):
     both = df.select("id", first("ids").alias("v")).selectExpr("id", f"{ids} AS ids")
     found = {row.id: row.w for row in both.select("id", first("ids").alias("w")).collect()}
     assert len(found) == 600 and all(len(vector) == 48 for vector in found.values())
-
-
-CLUSTER = """
-import json, os, sys, time
-import firesteel, test_spark_manager as t
-from pyspark.sql import SparkSession
-
-spark = (SparkSession.builder.master("local-cluster[2,2,1024]").config("spark.ui.enabled", "false")
-         .config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-         .config("spark.executor.memory", "512m").getOrCreate())
-spark.sparkContext.setLogLevel("OFF")
-df = t.table(spark, 400, 8)
-assert t.vectors(df, firesteel.embed_udf(sys.argv[1])) == t.expected(df, sys.argv[1])
-seen = spark.sparkContext.parallelize(range(8), 8).map(t.teller()).collect()
-managers = {jvm: {there["pid"] for other, there in seen if other == jvm} for jvm, _ in seen}
-assert len(managers) == 2 and all(len(pids) == 1 for pids in managers.values()), managers
-assert max(len(there["models"]) for _, there in seen) == 1
-pids = [pid for one in managers.values() for pid in one]
-print(json.dumps({"managers": pids, "jvms": list(managers)}), flush=True)
-spark.stop()
-"""
-
-
-def test_one_manager_an_executor_that_ends_with_it(folder, tmp_path):
-    place = tmp_path / "m"
-    path = os.pathsep.join([str(HERE), str(Path(firesteel.__file__).parent.parent)])
-    environment = os.environ | {
-        "PYTHONPATH": path,
-        "PYSPARK_PYTHON": sys.executable,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "FIRESTEEL_MANAGER_DIR": str(place),
-    }
-    ran = subprocess.run(
-        [sys.executable, "-c", CLUSTER, folder], env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    said = json.loads(ran.stdout.splitlines()[-1])
-    deadline = time.monotonic() + 60
-    while left := [pid for pid in said["managers"] if look_up(pid) is not None]:
-        assert time.monotonic() < deadline, f"managers {left} outlive their executors"
-        time.sleep(0.1)
-    assert not list(place.glob("*.sock")) and not list(place.glob("*.lock"))

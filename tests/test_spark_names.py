@@ -3,16 +3,12 @@
 A driver that does not see a folder says so in one line; a task says where it has looked.
 """
 
-import json
 import os
-import subprocess
-import sys
 import tarfile
 import warnings
 from pathlib import Path
 
 import firesteel
-import numpy as np
 import pytest
 import tiny
 from firesteel import hidden_states_udf
@@ -105,81 +101,3 @@ def test_a_task_names_both_places_that_it_has_looked_at(spark, options):
     assert "CheckpointError: ./nowhere/at-all: no such folder in the working directory" in said
     assert os.getcwd() in said and SparkFiles.getRootDirectory() in said
     assert "ship it as spark.archives=FILE.tgz#nowhere, or give a folder that every executor has" in said
-
-
-JOB = """
-import json, os, sys, warnings
-import firesteel
-from pyspark.sql import SparkSession
-
-warnings.simplefilter("error", UserWarning)
-archive, nested, texts = *sys.argv[1:3], json.loads(sys.argv[3])
-spark = (SparkSession.builder.master("local-cluster[1,1,1024]").config("spark.ui.enabled", "false")
-         .config("spark.executor.memory", "512m").config("spark.sql.shuffle.partitions", "1")
-         .config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-         .config("spark.archives", f"{archive}#shipped,{nested}#models").getOrCreate())
-spark.sparkContext.setLogLevel("OFF")
-df = spark.createDataFrame(list(enumerate(texts)), "id int, text string").coalesce(1)
-df.createOrReplaceTempView("t")
-said = {}
-
-def vectors(rows):
-    return [row.v for row in sorted(rows, key=lambda row: row.id)]
-
-for name in ("./shipped", "shipped/", "models/minilm"):
-    udf = firesteel.embed_udf(name)
-    said[name] = [udf.job.model.name, vectors(df.select("id", udf("text").alias("v")).collect())]
-own = firesteel.embed_udf("shipped", manager=False)
-said["own"] = [own.job.model.name, vectors(df.select("id", own("text").alias("v")).collect())]
-said["score"] = ["./shipped", vectors(firesteel.score(df, udf, "text", output="v").collect())]
-firesteel.register(spark, "embed_shipped", firesteel.embed_udf("./shipped"))
-said["sql"] = ["./shipped", vectors(spark.sql("SELECT id, embed_shipped(text) AS v FROM t").collect())]
-states = firesteel.hidden_states_udf("./shipped", "first")
-said["states"] = ["./shipped", vectors(df.select("id", states("text").alias("v")).collect())]
-said["warm"] = firesteel.warm(spark, "./shipped")
-
-def other_files(_):
-    with open("shipped/config.json", "a") as file:
-        file.write(" ")
-    return [os.getcwd()]
-
-said["cwd"] = spark.sparkContext.parallelize([0], 1).mapPartitions(other_files).collect()[0]
-try:
-    df.select(firesteel.embed_udf("./shipped", threads=1)("text")).collect()
-    said["other"] = "nothing"
-except Exception as error:
-    said["other"] = str(error)
-print(json.dumps(said))
-spark.stop()
-"""
-
-
-@pytest.mark.slow
-def test_executors_find_what_spark_ships(tmp_path):
-    """Their working directory is not the driver's. An executor with other files than the driver's says so."""
-    model = tiny.write(tmp_path / "model")
-    archive, nested = (packed(tmp_path / f"{inside}.tgz", model, inside) for inside in (".", "minilm"))
-    (tmp_path / "driver").mkdir()
-    environment = os.environ | {
-        "PYSPARK_PYTHON": sys.executable,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "SPARK_LOCAL_DIRS": str(tmp_path),
-        "SPARK_WORKER_DIR": str(tmp_path),
-        "FIRESTEEL_MANAGER_DIR": str(tmp_path / "m"),
-        "PYTHONPATH": str(Path(firesteel.__file__).parent.parent),
-    }
-    command = [sys.executable, "-c", JOB, archive, nested, json.dumps(TEXTS)]
-    ran = subprocess.run(command, env=environment, cwd=tmp_path / "driver", capture_output=True, text=True, timeout=500)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    said = json.loads(ran.stdout.splitlines()[-1])
-    expected = engines_vectors(model)
-    for name in ("./shipped", "shipped/", "models/minilm", "own", "score", "sql"):
-        found, vectors = said[name]
-        assert found == f"./{Path(name)}" or name in ("own", "score", "sql")
-        assert vectors == expected, name
-    with firesteel.Engine(model, devices="cpu", threads=1) as engine:
-        states = [states[0] for states in engine.hidden_states(TEXTS)]
-    np.testing.assert_array_equal(np.array(said["states"][1], np.float32), np.stack(states))
-    assert said["warm"] == 1
-    named = f"CheckpointError: {said['cwd']}/shipped/config.json: differs from the file that the driver saw"
-    assert named in said["other"]

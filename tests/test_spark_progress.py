@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import firesteel
 import numpy as np
 import pytest
+import test_spark_manager
 import tiny
+from driver_kit import Driver
 from firesteel.spark._progress import watch
 from firesteel.table import counters
-
-HERE = Path(__file__).parent
 
 pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -139,77 +136,41 @@ def test_a_port_that_nobody_reaches_harms_nobody(spark, table, folder):
     assert run.report.rows == 0
 
 
-OTHER = """
-import os, sys, firesteel, test_spark_manager as t
-from pyspark import TaskContext
-from pyspark.sql import SparkSession, functions as F
+def of_a_task_that_is_tried_again(spark, folder: str) -> str:
+    """The token of the progress block."""
+    df = test_spark_manager.table(spark, 2000, 4)
 
-builder = SparkSession.builder.config("spark.ui.enabled", "false").config("spark.driver.host", "127.0.0.1")
-builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.ui.showConsoleProgress", "false")
-folder, place = sys.argv[2:]
-"""
+    def dies(batches):  # once, having handed on rows
+        from pyspark import TaskContext
 
-RETRIED = (
-    OTHER
-    + """
-builder = builder.config("spark.eventLog.enabled", "true").config("spark.eventLog.dir", "file:" + place)
-builder = builder.config("spark.eventLog.compress", "false")
-spark = builder.master("local[2,4]").getOrCreate()
-spark.sparkContext.setLogLevel("OFF")
-df = t.table(spark, 2000, 4)
+        for number, batch in enumerate(batches):
+            yield batch
+            if number == 2 and TaskContext.get().attemptNumber() == 0 and TaskContext.get().partitionId() == 1:
+                raise SystemError("dies")
 
-def dies(batches):  # once, having handed on rows
-    for number, batch in enumerate(batches):
-        yield batch
-        if number == 2 and TaskContext.get().attemptNumber() == 0 and TaskContext.get().partitionId() == 1:
-            raise SystemError("dies")
-
-spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 100)
-with firesteel.progress(spark) as run:
-    scored = firesteel.score(df, firesteel.embed_udf(folder), "ids", output="v")
-    assert len(scored.mapInArrow(dies, scored.schema).collect()) == 2000
-    token = spark.sparkContext.getLocalProperty("firesteel.progress.token").rsplit(":", 1)[1]
-assert run.report.rows == 2000 and run.report.tasks == 4, run.report
-assert run._totals.tried.counts["done"] > 2000, run._totals.tried.counts
-assert run.report.rows_computed <= 2000 + 300, run.report
-spark.stop()
-written = [open(os.path.join(at, name), "rb").read() for at, _, names in os.walk(place) for name in names]
-assert any(b"firesteel.progress" in one for one in written), "nothing is known of the property"
-assert not any(token.encode() in one for one in written), "the event log has the token"
-"""
-)
-
-CONNECT = (
-    OTHER
-    + """
-spark = builder.remote("local[2]").getOrCreate()
-df = spark.range(0, 40, 1, 4).selectExpr("array(int(id), 5) AS ids")
-with firesteel.progress(spark) as run:
-    assert len(df.select(firesteel.embed_udf(folder)("ids")).collect()) == 40
-assert run.report.rows is None and run.report.device_seconds > 0 and run.report.executors == 1, run.report
-assert run.report.tasks == 4, run.report
-"""
-)
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 100)
+    with firesteel.progress(spark) as run:
+        scored = firesteel.score(df, firesteel.embed_udf(folder), "ids", output="v")
+        assert len(scored.mapInArrow(dies, scored.schema).collect()) == 2000
+        token = spark.sparkContext.getLocalProperty(counters.PROPERTY).rsplit(":", 1)[1]
+    assert run.report.rows == 2000 and run.report.tasks == 4, run.report
+    assert run._totals.tried.counts["done"] > 2000, run._totals.tried.counts
+    assert run.report.rows_computed <= 2000 + 300, run.report
+    return token
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [RETRIED, CONNECT], ids=["a task is tried again", "connect"])
-def test_other_sessions(folder, tmp_path, code):
-    if code is CONNECT:
-        for package in ("grpc", "grpc_status", "zstandard"):
-            pytest.importorskip(package, reason="Spark Connect needs pip install 'pyspark[connect]'")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(Path(firesteel.__file__).parent.parent)]),
-        "PYSPARK_PYTHON": sys.executable,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "FIRESTEEL_MANAGER_DIR": str(tmp_path / "m"),
+def test_a_task_that_is_tried_again(folder, tmp_path):
+    """Its rows count once; and Spark's log of events, which others may read, has not the token."""
+    log = tmp_path / "log"
+    log.mkdir()
+    settings = {
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.dir": log.as_uri(),
+        "spark.eventLog.compress": "false",
     }
-    (tmp_path / "log").mkdir()
-    ran = subprocess.run(
-        [sys.executable, "-c", code, "", folder, str(tmp_path / "log")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    with Driver({"spark.master": "local[2,4]"} | settings, tmp_path) as driver:
+        token = driver.run(of_a_task_that_is_tried_again, folder)
+    written = [path.read_bytes() for path in log.rglob("*") if path.is_file()]
+    assert any(b"firesteel.progress" in one for one in written), "nothing is known of the property"
+    assert not any(token.encode() in one for one in written), "the event log has the token"

@@ -1,9 +1,7 @@
-"""A column function called from SQL, where nobody counts the arguments but we; and all of it over Spark Connect."""
+"""A column function called from SQL, where nobody counts the arguments but we.
 
-import json
-import os
-import subprocess
-import sys
+test_spark_connect.py has it over Connect.
+"""
 
 import firesteel
 import numpy as np
@@ -109,81 +107,3 @@ def test_an_index_error_of_another_function_stays_one(model):
         next(_udf._given(job, of_another(), "f"))
     with pytest.raises(firesteel.ConfigError, match="f takes 1 column; 0 were given"):
         next(_udf._given(job, names["of_worker"](), "f"))
-
-
-# --- Spark Connect ---------------------------------------------------------------------------------------------------
-
-CONNECTED = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-import firesteel
-import pyspark.sql.functions as F
-from pyspark.sql import SparkSession
-model, calls = sys.argv[1], json.loads(sys.argv[2])
-spark = SparkSession.builder.remote("local[1]").config("spark.ui.enabled", "false").getOrCreate()
-embed = firesteel.embed_udf(model)
-firesteel.register(spark, "sql_embed", embed)
-spark.udf.register("sql_plain", embed)
-
-def said(ask):
-    try:
-        return f"nothing: {ask()}"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-def asked(call):
-    return spark.sql(f"SELECT {call} AS v FROM (SELECT 'x' AS a, 'y' AS b)").collect()
-
-calls = {call: said(lambda: asked(call)) for call in calls}
-df = spark.sql("SELECT 'the date' AS text, 1 AS `price.eur`, 2 AS twice, 3 AS twice, named_struct('t', 'a row') AS s")
-texts = [("text", "the date"), ("s.t", "a row"), (F.upper("text"), "THE DATE"), (df.s.t, "a row"), ("TEXT", "the date")]
-found = []
-for column, text in texts:
-    scored = firesteel.score(df, embed, column, output="v.v")
-    assert scored.schema.fields[:-1] == df.schema.fields, scored.schema
-    row = tuple(scored.first())
-    assert row[:4] == ("the date", 1, 2, 3), row
-    found.append((text, row[-1]))
-wrong = [said(lambda column=column: firesteel.score(df, embed, column)) for column in ("txet", "twice", 3, "s.*")]
-print(json.dumps([calls, found, wrong]))
-spark.stop()
-"""
-
-
-@pytest.fixture(scope="module")
-def connected(model, tmp_path_factory):
-    """What one Connect session said: of wrong calls, of score's columns, of wrong columns."""
-    for package in ("grpc", "grpc_status", "zstandard"):
-        pytest.importorskip(package, reason="Spark Connect needs pip install 'pyspark[connect]'")
-    place = tmp_path_factory.mktemp("connect")
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    environment |= {"SPARK_LOCAL_DIRS": str(place), "SPARK_WORKER_DIR": str(place)}
-    calls = ["sql_embed(a, b)", "sql_embed()", "sql_plain(a, b)", "sql_embed(x => a)", "sql_embed(1)"]
-    command = [sys.executable, "-c", CONNECTED, model, json.dumps(calls)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=place)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def test_connect_counts_as_well(connected):
-    said = connected[0]
-    assert f"sql_embed {TOO_MANY}" in said["sql_embed(a, b)"]
-    assert "sql_embed takes 1 column; 0 were given" in said["sql_embed()"]
-    assert f"embed_udf's function {TOO_MANY}" in said["sql_plain(a, b)"]
-    assert "IndexError" not in said["sql_embed(x => a)"] and not said["sql_embed(x => a)"].startswith("nothing")
-    assert "is int; string (text)" in said["sql_embed(1)"]
-
-
-def test_connect_scores_the_same_columns(connected, model):
-    with firesteel.Engine(model, threads=1) as engine:
-        expected = engine.embed([text for text, _ in connected[1]])
-    for (text, vector), wanted in zip(connected[1], expected, strict=True):
-        assert np.array_equal(np.float32(vector), wanted), text
-
-
-def test_connect_names_the_wrong_column(connected):
-    missing, twice, number, star = connected[2]
-    assert missing.startswith("ConfigError: the table has no column 'txet'; did you mean text?")
-    assert twice.startswith("ConfigError: the table has 2 columns 'twice'")
-    assert number.startswith("ConfigError: columns are 3")
-    assert star.startswith("ConfigError: the table has no column 's.*'")

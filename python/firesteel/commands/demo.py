@@ -32,6 +32,7 @@ QUESTIONS = (
     "how do I read a value out of a JSON string?",
 )
 MOST_WORKERS = 8  # each holds the model once; more would only cost memory for so few rows
+SHORT_JOBS = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # a JVM for those: no optimising, one collecting thread
 PARTITIONS = 8  # of each worker: the progress bar moves when one is done
 
 
@@ -109,6 +110,7 @@ def _session() -> SparkSession:
         .appName("firesteel demo")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.driver.extraJavaOptions", SHORT_JOBS)
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("ERROR")
