@@ -133,10 +133,10 @@ format: $(LINT)/.lint
 	@$(LINT)/bin/clang-format -i $(C_CODE)
 
 softcuda-full: $(VENV)/.test $(READY)
-	@$(PY) -m pytest -q tests/test_softcuda.py tests/test_cuda.py tests/test_cuda_groups.py tests/test_cuda_products.py \
+	@FIRESTEEL_TEST_FULL=1 $(PY) -m pytest -q tests/test_softcuda.py tests/test_cuda.py tests/test_cuda_groups.py tests/test_cuda_products.py \
 	    tests/test_cuda_coverage.py tests/test_cuda_mutations.py \
 	    tests/test_doctor_cuda.py tests/test_gpu_check.py
-	@$(PY) -m pytest -q tests/test_ops.py tests/test_plan.py tests/test_random_plans.py \
+	@FIRESTEEL_TEST_FULL=1 $(PY) -m pytest -q tests/test_ops.py tests/test_plan.py tests/test_random_plans.py \
 	    tests/test_torch_transformer.py -k 'cuda or gpu'
 
 chaos: $(VENV)/.test $(READY)
