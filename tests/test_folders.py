@@ -435,25 +435,18 @@ def test_a_folder_in_itself_is_searched_to_an_end(tmp_path):
 
 # --- types ------------------------------------------------------------------------------------------------------------
 
-RUN = "supported are bert (encoders such as all-MiniLM-L6-v2), torch_transformer (PyTorch's nn.Transformer modules)"
+RUN = "supported are bert (encoders such as all-MiniLM-L6-v2), albert, "
 TYPES = [
-    (
-        "roberta",
-        {},
-        "is an encoder that does not run here yet, the nearest is bert (its positions are counted from the",
-    ),
-    (
-        "xlm-roberta",
-        {},
-        "the nearest is bert (its positions are counted from the padding's on, and its",
-    ),
-    ("distilbert", {}, "the nearest is bert (it has no token types"),
+    ("roberta-prelayernorm", {}, "is an encoder that does not run here yet, the nearest is roberta (it normalises"),
+    ("xlm-roberta-xl", {}, "the nearest is xlm-roberta (it normalises before each layer"),
+    ("rembert", {}, "the nearest is albert (its token embeddings are narrower"),
     ("mpnet", {}, "the nearest is bert (its attention weighs relative positions"),
     ("modernbert", {}, "the nearest is bert (its positions are rotary"),
-    ("xlm_roberta", {}, "is not known; xlm-roberta, the nearest name, is an encoder that does not run here yet"),
+    ("xlm_roberta", {}, "is not known; did you mean xlm-roberta?"),
+    ("xlmroberta_xl", {}, "is not known; xlm-roberta-xl, the nearest name, is an encoder that does not run here yet"),
     ("reformer", {}, "the nearest is bert (its attention goes by hashes"),
     ("sentence-transformers", {}, "is not known; supported are"),
-    ("robrta", {}, "is not known; roberta, the nearest name, is an encoder"),
+    ("robrta", {}, "is not known; did you mean roberta?"),
     (
         "gpt2",
         {},

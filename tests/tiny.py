@@ -80,6 +80,63 @@ def tensors(settings: dict[str, object], seed: int = 0) -> dict[str, np.ndarray]
     return made
 
 
+# The dense layers of a *ForSequenceClassification, ahead of its last one; that one's name; the class that has them.
+HEADS = {
+    "bert": (["bert.pooler.dense"], "classifier", "BertForSequenceClassification"),
+    "roberta": (["classifier.dense"], "classifier.out_proj", "RobertaForSequenceClassification"),
+    "xlm-roberta": (["classifier.dense"], "classifier.out_proj", "XLMRobertaForSequenceClassification"),
+    "distilbert": (["pre_classifier"], "classifier", "DistilBertForSequenceClassification"),
+    "electra": (["classifier.dense"], "classifier.out_proj", "ElectraForSequenceClassification"),
+    "albert": (["albert.pooler"], "classifier", "AlbertForSequenceClassification"),
+    "camembert": (["classifier.dense"], "classifier.out_proj", "CamembertForSequenceClassification"),
+}
+BASES = {"xlm-roberta": "roberta.", "camembert": "roberta."}
+
+
+def architecture_config(model_type: str, labels: int = 0, **changes: object) -> dict[str, object]:
+    """tests/models/tiny's config.json of a type, with changes; of a classifier where there are labels."""
+    settings = json.loads((MODELS / f"{model_type}.json").read_text()) | changes
+    if labels:
+        names = {str(i): f"LABEL_{i}" for i in range(labels)}
+        settings |= {"architectures": [HEADS[model_type][2]], "id2label": names}
+        settings["label2id"] = {name: int(i) for i, name in names.items()}
+    return settings
+
+
+def architecture_tensors(settings: dict[str, object], labels: int = 0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Seeded weights of any architecture, by the names and shapes of its tables in C."""
+    from firesteel import _core
+
+    random = np.random.RandomState(seed)
+    model_type = settings["model_type"]
+    prefix = BASES.get(model_type, f"{model_type}.") if labels else ""
+    listed = [(prefix + name, shape) for name, shape in _core.weights(settings)]
+    if labels:
+        width = settings.get("hidden_size") or settings["dim"]
+        layers, last, _ = HEADS[model_type]
+        for name, outputs in [*((layer, width) for layer in layers), (last, labels)]:
+            listed += [(f"{name}.weight", (outputs, width)), (f"{name}.bias", (outputs,))]
+    made = {}
+    for name, shape in listed:
+        vector = len(shape) == 1
+        around = 1.0 if vector and name.endswith("weight") else 0.0
+        scale = 0.1 if vector else 0.6 if "embeddings" in name else shape[-1] ** -0.5
+        made[name] = (around + 3**0.5 * scale * (2 * random.random_sample(shape) - 1)).astype(np.float32)
+    return made
+
+
+def write_architecture(
+    folder: Path | str, model_type: str, *, labels: int = 0, seed: int = 0, dtype: str = "F32", **changes: object
+) -> Path:
+    """A folder of config and weights, without a tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = architecture_config(model_type, labels, **changes)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2))
+    write_safetensors(folder / "model.safetensors", architecture_tensors(settings, labels, seed), dtype)
+    return folder
+
+
 def rows(seed: int, lengths: tuple[int, ...], vocab: int = 160) -> list[np.ndarray]:
     """Token ids, int32 [length] each."""
     random = np.random.RandomState(seed)

@@ -15,10 +15,11 @@
  * bound: sequences past the true ones are empty (their offsets repeat T). The arrays are int32 in device memory. */
 typedef struct {
     const int32_t *ids;       /* [T] */
-    const int32_t *positions; /* [T] 0 ... in its sequence */
+    const int32_t *positions; /* [T] in its sequence, from the model's first position on */
     const int32_t *offsets;   /* [B + 1] */
     int64_t T, B, longest;    /* upper bounds */
     float *features; /* [T, D] where rows are features, not ids; layers may write over them */
+    const int32_t *types;     /* [T] of tokens; NULL: 0 throughout */
 } fs_rows;
 
 /* What a driver thread gives a layer: where to enqueue, scratch, and its place in a tensor group. */

@@ -42,7 +42,7 @@ void fs_engine_close(fs_engine *e);
 
 /* Rows one after the other: token ids or features, as the model's settings say. */
 typedef struct {
-    const int32_t *ids;     /* [T] */
+    const int32_t *ids;     /* [T] id | type << FS_ID_BITS */
     const float *features;  /* [T, width] */
     int64_t width;          /* of the features */
     const int64_t *offsets; /* [rows + 1], from 0 */

@@ -84,10 +84,10 @@ struct fs_job {
 };
 TAILQ_HEAD(fs_job_list, fs_job);
 
-/* Host or device addresses of what differs from batch to batch: offsets [B + 1], ids [T], positions [T], features
+/* Host or device addresses of what differs from batch to batch: offsets [B + 1], ids, positions and types [T], features
  * [T, D] where a row is made of them, at places that depend on the limits only. */
 typedef struct {
-    int32_t *offsets, *ids, *positions;
+    int32_t *offsets, *ids, *positions, *types;
     float *features; /* NULL: ids, or not the first stage */
 } fs_block_side;
 
@@ -132,6 +132,7 @@ typedef struct fs_batch {
     int64_t target_tokens, longest_target;
     int64_t later;          /* rows behind those that wait for their turn, after the device had no room for all */
     int64_t width;          /* floats of a result row */
+    int typed;              /* tokens have types */
     fs_row **rows;          /* [count + later] leaders */
     fs_slot **slots;        /* [stages] where it is or was */
     int open;               /* parts not waited for + 1 while stages are to come */

@@ -70,7 +70,7 @@ static fs_status check_request(const fs_engine *e, const fs_request *r) {
     if (set->targets != FS_NOTHING) FS_TRY(check_tokens(set, &r->targets, r->rows, set->targets, "targets"));
     const fs_tokens *counted = set->targets == FS_NOTHING ? &r->source : &r->targets;
     int64_t width = fs_task_width(&r->task, set);
-    int64_t out_rows = r->task.kind == FS_TASK_EMBED ? r->rows : counted->offsets[r->rows];
+    int64_t out_rows = fs_task_by_row(&r->task) ? r->rows : counted->offsets[r->rows];
     if (out_rows > 0 && (!r->out || r->out_floats / width < out_rows))
         return fs_fail(FS_REQUEST, "out has room for %lld floats; the result has %lld rows of %lld",
                        (long long)r->out_floats, (long long)out_rows, (long long)width);
@@ -87,13 +87,14 @@ static fs_status add_error(fs_job *j, int64_t row) {
     return FS_OK;
 }
 
-/* The first id outside the vocabulary, or `tokens`. A loop without exits inside: compilers make it wide. */
-static int64_t first_foreign(const int32_t *ids, int64_t tokens, int64_t V) {
+/* The first token whose id is outside the vocabulary, or whose type the model has not; or `tokens`. A loop without exits
+ * inside: compilers make it wide. */
+static int64_t first_foreign(const int32_t *ids, int64_t tokens, int64_t V, int64_t types) {
     uint32_t worst = 0;
     for (int64_t t = 0; t < tokens; t++) worst = (uint32_t)ids[t] > worst ? (uint32_t)ids[t] : worst;
     if (worst < V) return tokens;
     int64_t t = 0;
-    while ((uint32_t)ids[t] < V) t++;
+    while (t < tokens && (ids[t] & ((1 << FS_ID_BITS) - 1)) < V && (uint32_t)ids[t] >> FS_ID_BITS < types) t++;
     return t;
 }
 
@@ -131,7 +132,8 @@ static fs_status check_ids(fs_job *j, int64_t i, const fs_tokens *t, const char 
     const int32_t *ids = t->ids + t->offsets[i];
     *good = 1;
     if (t->features) return FS_OK;
-    const int64_t foreign = first_foreign(ids, tokens, V);
+    const int64_t types = j->engine->set.types > 1 ? j->engine->set.types : 1;
+    const int64_t foreign = first_foreign(ids, tokens, V, types);
     if (foreign == tokens) return FS_OK;
     *good = 0;
     return row_error(j, i, FS_ROW_SCHEMA,

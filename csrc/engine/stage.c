@@ -10,6 +10,7 @@ static fs_block_side side_at(const fs_capacity *c, int32_t *at) {
     fs_block_side side = { .offsets = at };
     side.ids = side.offsets + fs_block_ints(c->rows + 1);
     side.positions = side.ids + fs_block_ints(c->tokens);
+    side.types = side.positions + fs_block_ints(c->tokens);
     return side;
 }
 

@@ -16,29 +16,46 @@
 
 #include <string.h>
 
+/* Ids, types and positions of a row's tokens. Whether a token has a type other than 0. */
+static int fill_ids(const fs_block_side *to, int32_t t, const int32_t *ids, int64_t tokens, const fs_settings *set) {
+    const int32_t first = (int32_t)set->first_position, skipped = (int32_t)set->skipped_id;
+    int32_t position = first, seen = 0;
+    for (int64_t i = 0; i < tokens; i++) seen |= ids[i];
+    const int typed = seen >> FS_ID_BITS != 0;
+    for (int64_t i = 0; i < tokens; i++) {
+        const int32_t id = ids[i] & ((1 << FS_ID_BITS) - 1);
+        to->ids[t + i] = id;
+        to->positions[t + i] = id == skipped ? first - 1 : position++;
+        to->types[t + i] = ids[i] >> FS_ID_BITS;
+    }
+    return typed;
+}
+
 /* One row behind the t tokens of those before it. Only the first stage reads ids and features. */
-static void fill_row(const fs_block_side *to, int64_t i, int32_t t, const fs_tokens *from, const fs_row *r, int first) {
+static int fill_row(const fs_block_side *to, int64_t i, int32_t t, const fs_tokens *from, const fs_row *r, int first) {
     const int64_t tokens = from->offsets[r->index + 1] - from->offsets[r->index];
     size_t bytes;
     const void *content = fs_tokens_row(from, r->index, &bytes);
     to->offsets[i] = t;
     to->offsets[i + 1] = t + (int32_t)tokens;
-    if (first && from->features) memcpy(to->features + t * from->width, content, bytes);
-    else if (first) memcpy(to->ids + t, content, bytes);
-    for (int32_t p = 0; p < tokens; p++) to->positions[t + p] = p;
+    if (!first) return 0;
+    if (!from->features) return fill_ids(to, t, content, tokens, &r->job->engine->set);
+    memcpy(to->features + t * from->width, content, bytes);
+    return 0;
 }
 
-/* What differs from batch to batch, into pinned memory. */
-static void fill_block(const fs_block *to, const fs_batch *b, int first) {
-    int32_t t = 0, targets = 0;
+/* What differs from batch to batch, into pinned memory. Whether the source's tokens have types. */
+static int fill_block(const fs_block *to, const fs_batch *b, int first) {
+    int32_t t = 0, targets = 0, typed = 0;
     for (int64_t i = 0; i < b->count; i++) {
         const fs_row *r = b->rows[i];
         const fs_request *q = &r->job->request;
-        fill_row(&to->source, i, t, &q->source, r, first);
+        typed |= fill_row(&to->source, i, t, &q->source, r, first);
         if (q->targets.offsets) fill_row(&to->targets, i, targets, &q->targets, r, first);
         t += r->tokens - r->target_tokens;
         targets += r->target_tokens;
     }
+    return typed;
 }
 
 static fs_status upload_features(fs_part *part, const fs_block_side *to, const fs_block_side *from, int64_t tokens) {
@@ -47,9 +64,9 @@ static fs_status upload_features(fs_part *part, const fs_block_side *to, const f
     return part->driver->device->backend->upload(part->in, to->features, from->features, (size_t)tokens * row);
 }
 
-static fs_status upload_block(fs_part *part, fs_space *space, const fs_batch *b) {
+static fs_status upload_block(fs_part *part, fs_space *space, fs_batch *b) {
     const fs_block *to = &space->device_block, *from = &space->host_block;
-    fill_block(from, b, part->stage->index == 0);
+    b->typed = fill_block(from, b, part->stage->index == 0);
     FS_TRY(part->driver->device->backend->upload(part->in, space->block_memory.at, space->pinned_memory.at,
                                                  from->number_bytes));
     FS_TRY(upload_features(part, &to->source, &from->source, b->tokens));
@@ -57,7 +74,7 @@ static fs_status upload_block(fs_part *part, fs_space *space, const fs_batch *b)
 }
 
 static fs_rows rows_of(const fs_block_side *side, int64_t T, int64_t B, int64_t longest) {
-    return (fs_rows){ side->ids, side->positions, side->offsets, T, B, longest, side->features };
+    return (fs_rows){ side->ids, side->positions, side->offsets, T, B, longest, side->features, NULL };
 }
 
 static fs_status fetch_view(fs_part *part, const fs_view *to, const fs_part *from_part, const fs_view *from) {
@@ -83,7 +100,7 @@ static fs_status fetch_carry(const fs_step *s, fs_part *part, const fs_batch *b,
 /* All that a batch needs, into its slot. */
 static fs_status bring(fs_run *r, fs_part *part, fs_space *space) {
     const fs_backend *backend = r->step.device->backend;
-    const fs_batch *b = r->work.batch;
+    fs_batch *b = r->work.batch;
     FS_TRY(backend->poison(part->in, space->arena.base, space->arena.size));
     FS_TRY(upload_block(part, space, b));
     return part->stage->index > 0 ? fetch_carry(&r->step, part, b, &r->carry) : FS_OK;
@@ -101,7 +118,7 @@ static fs_queue *way_out(const fs_part *part) { return part->stream ? part->queu
 static fs_status finish_task(fs_step *s, fs_part *part, fs_space *space, fs_batch *b, const fs_carry *carry) {
     const fs_settings *set = &part->stage->engine->set;
     fs_view out;
-    FS_TRY(fs_task_finish(s, set, &b->task, carry, &out));
+    FS_TRY(fs_task_finish(s, set, part->weights->ends, &b->task, carry, &out));
     if (part->rank != 0) return FS_OK;
     b->results = space->out_memory.at;
     b->result_stride = out.stride;
@@ -138,6 +155,7 @@ static fs_status begin(fs_run *r) {
     r->targets = rows_of(&block->targets, b->target_tokens, b->count, b->longest_target);
     fs_arena_reset(&space->arena, 0);
     fs_status st = bring(r, part, space);
+    if (b->typed) r->rows.types = block->source.types;
     fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue);
     FS_TRY(st); /* what did come is waited for all the same */
     FS_TRY(passed);
@@ -233,20 +251,24 @@ static fs_status prepare_step(fs_pass *p, const fs_ops *ops) {
     fs_run *r = &p->runs[0];
     const fs_stage *stage = part->stage;
     const fs_settings *set = &stage->engine->set;
-    const fs_task task = fs_plan_task();
+    fs_task tasks[FS_TASKS_MOST];
+    const int count = fs_task_largest(tasks, set);
     fs_view out;
     run_open(r, part, &part->spaces[0]);
     const fs_rows most = fs_plan_rows(set, &stage->engine->capacity);
     const fs_block *block = &part->spaces[0].device_block;
     r->rows = rows_of(&block->source, most.T, most.B, most.longest);
     r->targets = rows_of(&block->targets, most.T, most.B, most.longest);
+    r->rows.types = block->source.types;
     r->step.ops = ops;
     fs_arena_reset(r->step.kept, 0);
     if (stage->index > 0) FS_TRY(fs_carry_push(&r->step, set, stage->plan->first_layer, &r->carry));
     FS_TRY(fs_forward_begin(&r->step, set, part->weights->ends, stage->plan->first_layer, &r->carry));
     run_layers(p);
     if (r->status != FS_OK) return fs_error_raise(&r->error);
-    return stage->last ? fs_task_finish(&r->step, set, &task, &r->carry, &out) : FS_OK;
+    for (int i = 0; stage->last && i < count; i++)
+        FS_TRY(fs_task_finish(&r->step, set, part->weights->ends, &tasks[i], &r->carry, &out));
+    return FS_OK;
 }
 
 fs_status fs_part_prepare(fs_part *p) {

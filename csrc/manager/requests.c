@@ -117,7 +117,7 @@ static fs_store_key key_of(const fs_asked *a, int64_t row) {
 
 /* Where a row's result is among the results of rows with such offsets, in floats. */
 static int64_t result_at(const fs_asked *a, const int64_t *offsets, int64_t row, int64_t width) {
-    return (a->task.kind == FS_TASK_EMBED ? row : offsets[row]) * width;
+    return (fs_task_by_row(&a->task) ? row : offsets[row]) * width;
 }
 
 static const int64_t *counted(const fs_asked *a) { return a->targets.offsets ? a->targets.offsets : a->source.offsets; }

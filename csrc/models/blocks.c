@@ -15,8 +15,6 @@
  * that still read it. */
 #include "models/arch.h"
 
-#include <math.h>
-
 static fs_status push(fs_step *s, fs_arena *arena, fs_dtype dtype, int64_t rows, int64_t cols, fs_view *out) {
     FS_TRY(fs_arena_view(arena, dtype, rows, cols, out));
     return s->device->backend->poison(s->queue, out->at, (size_t)(rows * cols) * fs_dtype_bytes(dtype));
@@ -64,18 +62,17 @@ static fs_status product_of_parts(fs_step *s, fs_view y, fs_view x, const fs_wei
 }
 
 fs_status fs_self_attention(fs_step *s, const fs_settings *set, const fs_attention_weights *w, fs_view y,
-                            const fs_carry *carry, int causal) {
+                            const fs_carry *carry, const fs_mask *mask) {
     size_t mark = fs_arena_mark(s->arena);
     int heads = (int)(set->H / s->ranks);
-    int64_t HE = heads * set->E; /* of this rank */
+    const int64_t HE = set->HE / s->ranks, KE = set->KE / s->ranks; /* of this rank */
     const fs_epilogue bias = { .bias = fs_given(&w->qkv_bias) };
-    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E), .causal = causal };
     fs_view qkv, context;
-    FS_TRY(fs_scratch(s, set->dtype, y.rows, 3 * HE, &qkv));
+    FS_TRY(fs_scratch(s, set->dtype, y.rows, HE + 2 * KE, &qkv));
     FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &context));
     FS_TRY(s->ops->matmul(s, qkv, carry->in, &w->qkv, &bias));
-    FS_TRY(s->ops->attention(s, context, fs_view_cols(qkv, 0, HE), fs_view_cols(qkv, HE, HE),
-                             fs_view_cols(qkv, 2 * HE, HE), heads, &mask));
+    FS_TRY(s->ops->attention(s, context, fs_view_cols(qkv, 0, HE), fs_view_cols(qkv, HE, KE),
+                             fs_view_cols(qkv, HE + KE, KE), heads, mask));
     FS_TRY(product_of_parts(s, y, context, &w->out, &w->out_bias, &carry->x));
     fs_arena_reset(s->arena, mark);
     return FS_OK;
@@ -87,7 +84,8 @@ fs_status fs_cross_attention(fs_step *s, const fs_settings *set, const fs_cross_
     int heads = (int)(set->H / s->ranks);
     int64_t HE = heads * set->E; /* of this rank */
     const fs_epilogue q_bias = { .bias = fs_given(&w->q_bias) }, kv_bias = { .bias = fs_given(&w->kv_bias) };
-    const fs_mask mask = { .scale = 1.0f / sqrtf((float)set->E), .keys = keys };
+    fs_mask mask = fs_full_mask(set);
+    mask.keys = keys;
     fs_view q, kv, context;
     FS_TRY(fs_scratch(s, set->dtype, y.rows, HE, &q));
     FS_TRY(fs_scratch(s, set->dtype, keys->T, 2 * HE, &kv));

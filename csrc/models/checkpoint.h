@@ -31,6 +31,13 @@ typedef struct {
     int64_t offset, bytes; /* in that file */
 } fs_tensor;
 
+/* A module behind pooling; its tensors are "modules.I.weight" and "modules.I.bias", I its place in the chain. */
+typedef struct {
+    enum { FS_CHAIN_DENSE, FS_CHAIN_NORM, FS_CHAIN_UNIT } kind;
+    const char *activation; /* of FS_CHAIN_DENSE: a name in FS_ACTIVATIONS */
+    float eps;              /* of FS_CHAIN_NORM */
+} fs_chain_step;
+
 typedef struct {
     const char *name; /* for sentences: the folder */
     const fs_config_key *keys;
@@ -39,11 +46,13 @@ typedef struct {
     int tensor_count;
     const char *const *files;
     int file_count;
+    const fs_chain_step *chain;
+    int chain_count;
 } fs_checkpoint;
 
 /* Opens each file and checks every tensor against its size: range, overlap, shape x dtype = bytes, duplicate names. */
 fs_status fs_checkpoint_check(const fs_checkpoint *c);
-/* A copy of names, files and tensors, but of no keys: what reading weights later needs. Freed with fs_checkpoint_free. */
+/* A copy of names, files and tensors, but of no keys and no chain: what reading weights later needs. Freed with fs_checkpoint_free. */
 fs_status fs_checkpoint_copy(fs_checkpoint **out, const fs_checkpoint *c);
 void fs_checkpoint_free(fs_checkpoint *c); /* one of fs_checkpoint_copy; NULL is fine */
 /* NULL when the key is not there. */

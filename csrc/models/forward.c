@@ -1,6 +1,23 @@
 #include "models/forward.h"
 
-const fs_layer_kind *fs_kind_of(const fs_settings *set, int layer) { return set->kinds[layer >= set->border]; }
+const fs_layer_kind *fs_kind_of(const fs_settings *set, int layer) {
+    int number;
+    return set->arch->kind_of ? set->arch->kind_of(set, layer, &number) : set->arch->kinds;
+}
+
+int fs_number_of(const fs_settings *set, int layer) {
+    int number = layer;
+    if (set->arch->kind_of) set->arch->kind_of(set, layer, &number);
+    return number;
+}
+
+int fs_layer_like(const fs_settings *set, int layer) {
+    if (!set->arch->kind_of) return layer;
+    for (int other = 0; other < layer; other++)
+        if (fs_number_of(set, other) == fs_number_of(set, layer) && fs_kind_of(set, other) == fs_kind_of(set, layer))
+            return other;
+    return layer;
+}
 
 fs_status fs_forward_begin(fs_step *s, const fs_settings *set, const void *ends, int first_layer, fs_carry *carry) {
     return first_layer == 0 ? set->arch->begin(s, set, ends, carry) : FS_OK;
@@ -9,8 +26,8 @@ fs_status fs_forward_begin(fs_step *s, const fs_settings *set, const void *ends,
 fs_status fs_forward_layer(fs_step *s, const fs_settings *set, const void *ends, int layer, const void *weights,
                            fs_carry *carry) {
     const fs_layer_kind *kind = fs_kind_of(set, layer);
-    FS_TRY(kind->run(s, set, weights, carry));
-    if (kind->end && (layer + 1 == set->border || layer + 1 == set->L)) return kind->end(s, set, ends, carry);
+    FS_TRY(kind->run(s, set, ends, weights, carry));
+    if (kind->end && (layer + 1 == set->L || fs_kind_of(set, layer + 1) != kind)) return kind->end(s, set, ends, carry);
     return FS_OK;
 }
 

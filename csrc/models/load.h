@@ -23,8 +23,8 @@ typedef struct {
     fs_shard_plan plan;
     fs_device *device;
     fs_memory ends_slab, *layer_slabs;
-    void *ends;    /* arch->ends_bytes of fs_weight: those that live with its layers, the others zeroed */
-    void **layers; /* [last - first - streamed], each its kind's bytes */
+    void *ends;    /* fs_ends_bytes of fs_weight: those that live with its layers, the others zeroed */
+    void **layers; /* [last - first - streamed], each its kind's bytes; layers of the same weights are one */
 } fs_shard;
 
 /* Whether the settings can be cut `ranks` ways; FS_CONFIG says which number does not divide. */

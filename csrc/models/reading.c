@@ -49,15 +49,6 @@ static part part_of(const fs_settings *set, const fs_shard_plan *plan, const fs_
     return p;
 }
 
-/* Whether the shard holds the weights of the slot that begins with `row`. */
-static int holds(const fs_settings *set, const fs_shard_plan *plan, int layer, const fs_weight_row *row) {
-    if (!fs_weight_there(set, row)) return 0;
-    if (layer != FS_OUTSIDE) return 1;
-    if (row->at == FS_AT_FIRST) return plan->first_layer == 0;
-    const int64_t with = (row->at == FS_AT_BORDER ? set->border : set->L) - 1;
-    return plan->first_layer <= with && with < plan->last_layer;
-}
-
 /* Table rows [row, end) fill one slot. */
 static const fs_weight_row *slot_end(const fs_weight_row *row) {
     const fs_weight_row *end = row;
@@ -65,9 +56,30 @@ static const fs_weight_row *slot_end(const fs_weight_row *row) {
     return end;
 }
 
+/* The slot's next row at or behind `row` that the model has; the slot's end where there is none. */
+static const fs_weight_row *there_from(const fs_settings *set, const fs_weight_row *row, const fs_weight_row *end) {
+    while (row < end && !fs_weight_there(set, row)) row++;
+    return row;
+}
+
+#define FOR_ROWS(w, set, first)                                                                                        \
+    for (const fs_weight_row *w##_end = slot_end(first), *w = there_from(set, first, w##_end); w < w##_end;            \
+         w = there_from(set, w + 1, w##_end))
+
+/* Whether the shard holds the weights of the slot that begins with `row`. */
+static int holds(const fs_settings *set, const fs_shard_plan *plan, int layer, const fs_weight_row *row) {
+    if (there_from(set, row, slot_end(row)) == slot_end(row)) return 0;
+    if (layer != FS_OUTSIDE) return 1;
+    if (row->at == FS_AT_FIRST) return plan->first_layer == 0;
+    if (row->at == FS_AT_EVERY) return 1;
+    int64_t with = set->L - 1;
+    while (row->at == FS_AT_BORDER && with > 0 && fs_decodes(set, (int)with)) with--;
+    return plan->first_layer <= with && with < plan->last_layer;
+}
+
 static fs_weight_desc slot_desc(const fs_settings *set, const fs_shard_plan *plan, const fs_weight_row *row) {
     fs_weight_desc d = { .kind = row->kind, .dtype = set->dtype };
-    for (const fs_weight_row *w = row; w < slot_end(row); w++) {
+    FOR_ROWS(w, set, row) {
         part p = part_of(set, plan, w);
         if (w->kind == FS_VECTOR) {
             d.N = 1;
@@ -155,6 +167,12 @@ struct fs_reader {
 };
 
 /* The most that is held of the files at a time: rows of a matrix, or a vector's part beside the whole vector. */
+/* Rows of a weight that are turned round together: so many that a read is of a few KB at least. */
+static int64_t strip_rows(const part *p, int64_t element) {
+    const int64_t rows = 16 * PIECE / (p->k * element);
+    return rows < 64 ? 64 < p->n ? 64 : p->n : rows < p->n ? rows : p->n;
+}
+
 static int64_t piece_bytes(const fs_settings *set, const fs_shard_plan *plan, int layer) {
     const int64_t widest = sizeof(float); /* of the types that are read */
     int64_t most = 0;
@@ -162,6 +180,7 @@ static int64_t piece_bytes(const fs_settings *set, const fs_shard_plan *plan, in
         part p = part_of(set, plan, w);
         int64_t row = p.K * widest, bytes = p.n * row < PIECE ? p.n * row : row > PIECE ? row : PIECE;
         if (w->kind == FS_VECTOR) bytes = slot_desc(set, plan, w).K * ((int64_t)sizeof(float) + widest);
+        else if (w->flags & FS_TRANSPOSED) bytes = 2 * strip_rows(&p, widest) * row;
         if (bytes > most) most = bytes;
     }
     return most;
@@ -169,16 +188,14 @@ static int64_t piece_bytes(const fs_settings *set, const fs_shard_plan *plan, in
 
 fs_status fs_reading_open(fs_reading *out, const fs_checkpoint *c, const fs_settings *set, const fs_shard_plan *plan,
                           fs_device *device, int readers) {
-    /* Layers are of two kinds at most, the first's and the last's. */
-    const int layers[] = { plan->first_layer, plan->last_layer - 1, FS_OUTSIDE };
-    int64_t piece = 1;
-    for (int i = 0; i < 3; i++) {
-        int64_t bytes = piece_bytes(set, plan, layers[i]);
+    int64_t piece = piece_bytes(set, plan, FS_OUTSIDE);
+    for (int layer = plan->first_layer; layer < plan->last_layer; layer++) {
+        if (layer > plan->first_layer && fs_kind_of(set, layer) == fs_kind_of(set, layer - 1)) continue;
+        int64_t bytes = piece_bytes(set, plan, layer);
         if (bytes > piece) piece = bytes;
     }
     *out = (fs_reading){ .c = c, .set = set, .plan = plan, .device = device };
     FS_TRY(fs_tensor_names_open(&out->names, c));
-    out->prefix = fs_weight_prefix(&out->names, set);
     FS_TRY(fs_alloc(&out->readers, (size_t)readers, sizeof *out->readers));
     for (; out->reader_count < readers; out->reader_count++) {
         fs_reader *r = &out->readers[out->reader_count];
@@ -246,15 +263,34 @@ static fs_status fill_rows(fs_reader *r, fs_weight *w, int64_t at, const fs_tens
     return FS_OK;
 }
 
+/* The same of a tensor that lies there as [K, N]: rows of the weight are columns of it, turned round a strip at a time. */
+static fs_status fill_transposed(fs_reader *r, fs_weight *w, int64_t at, const fs_tensor *t, const part *p) {
+    fs_device *d = r->of->device;
+    const int64_t element = (int64_t)fs_dtype_bytes(t->dtype), rows = strip_rows(p, element);
+    char *read = r->piece, *turned = r->piece + rows * p->k * element;
+    for (int64_t row = 0; row < p->n; row += rows) {
+        const int64_t n = p->n - row < rows ? p->n - row : rows;
+        for (int64_t k = 0; k < p->k; k++) {
+            const int64_t from = ((p->col + k) * t->shape[1] + p->row + row) * element;
+            FS_TRY(read_piece(r, t, from, n * element, read));
+            for (int64_t i = 0; i < n; i++)
+                memcpy(turned + (i * p->k + k) * element, read + i * element, (size_t)element);
+        }
+        FS_TRY(d->backend->weight_fill(d, w, at + row, n, turned, (size_t)(p->k * element), t->dtype));
+    }
+    return FS_OK;
+}
+
 /* A vector's parts may differ in dtype, and a fill takes whole rows: they are put together here in fp32 first. */
 static fs_status fill_vector(fs_reader *r, const slot *s) {
     fs_device *d = r->of->device;
     float *whole = (float *)r->piece;
     char *read = (char *)(whole + s->desc.K);
     int64_t at = 0;
-    for (int i = 0; i < slot_end(s->row) - s->row; i++) {
-        const fs_tensor *t = s->tensors[i];
-        part p = part_of(r->of->set, r->of->plan, &s->row[i]);
+    int i = 0;
+    FOR_ROWS(w, r->of->set, s->row) {
+        const fs_tensor *t = s->tensors[i++];
+        part p = part_of(r->of->set, r->of->plan, w);
         int64_t element = (int64_t)fs_dtype_bytes(t->dtype);
         FS_TRY(read_piece(r, t, p.col * element, p.k * element, read));
         fs_to_f32(whole + at, read, t->dtype, p.k);
@@ -271,9 +307,10 @@ static fs_status read_slot(fs_reader *r, const slot *s) {
         FS_TRY(fill_vector(r, s));
         return d->backend->weight_end(d, s->weight);
     }
-    for (int i = 0; i < slot_end(s->row) - s->row; i++) {
-        part p = part_of(r->of->set, r->of->plan, &s->row[i]);
-        FS_TRY(fill_rows(r, s->weight, at, s->tensors[i], &p));
+    int i = 0;
+    FOR_ROWS(w, r->of->set, s->row) {
+        part p = part_of(r->of->set, r->of->plan, w);
+        FS_TRY((w->flags & FS_TRANSPOSED ? fill_transposed : fill_rows)(r, s->weight, at, s->tensors[i++], &p));
         at += p.n;
     }
     return d->backend->weight_end(d, s->weight);
@@ -329,10 +366,11 @@ static fs_status run_readers(fs_reading *r, const slot *slots, int count) {
 /* The tensors of a slot's table rows; their shapes and dtypes were checked by fs_weights_check. */
 static fs_status find_tensors(const fs_reading *r, const slot *s, int layer) {
     char name[FS_NAME_BYTES];
-    for (int i = 0; i < slot_end(s->row) - s->row; i++) {
-        s->tensors[i] = fs_weight_tensor(&r->names, r->set, r->prefix, layer, &s->row[i]);
-        if (s->tensors[i]) continue;
-        fs_weight_name(name, r->set, r->prefix, layer, s->row[i].name);
+    int i = 0;
+    FOR_ROWS(w, r->set, s->row) {
+        s->tensors[i] = fs_weight_tensor(&r->names, r->set, layer, w);
+        if (s->tensors[i++]) continue;
+        fs_weight_name(name, r->set, layer, w->name);
         return fs_fail(FS_CHECKPOINT, "%.300s lacks the tensor %.200s", r->c->name, name);
     }
     return FS_OK;

@@ -17,7 +17,7 @@
 
 typedef struct {
     int layer;   /* or FS_OUTSIDE */
-    void *slots; /* arch->layer_bytes (ends_bytes) of fs_weight, which are set */
+    void *slots; /* its kind's bytes (fs_ends_bytes) of fs_weight, which are set */
     void *at;    /* fs_slab_bytes of the device's memory */
 } fs_slab;
 
@@ -29,7 +29,6 @@ typedef struct {
     const fs_shard_plan *plan;
     fs_device *device;
     fs_tensor_names names;
-    const char *prefix;
     fs_reader *readers;
     int reader_count;
 } fs_reading;

@@ -1,12 +1,16 @@
 /* registry.c - the architectures there are, and which one a checkpoint's tensor names look like. */
-#include "models/arch.h"
+#include "models/weights.h"
 
 #include <stdio.h>
 #include <string.h>
 
-extern const fs_arch fs_bert, fs_torch_transformer;
+extern const fs_arch fs_albert, fs_bert, fs_camembert, fs_distilbert, fs_electra, fs_roberta, fs_torch_transformer,
+    fs_xlm_roberta;
 
-const fs_arch *const fs_archs[] = { &fs_bert, &fs_torch_transformer, NULL };
+const fs_arch *const fs_archs[] = {
+    &fs_bert,    &fs_albert,      &fs_camembert,         &fs_distilbert, &fs_electra,
+    &fs_roberta, &fs_xlm_roberta, &fs_torch_transformer, NULL,
+};
 
 int fs_pattern_matches(const char *pattern, const char *name) {
     size_t length = strlen(pattern);
@@ -14,42 +18,18 @@ int fs_pattern_matches(const char *pattern, const char *name) {
     return !strcmp(pattern, name);
 }
 
-static int in_table(const fs_weight_row *table, const char *name) {
-    for (const fs_weight_row *row = table; row->name; row++)
-        if (!strcmp(row->name, name) || (row->also && !strcmp(row->also, name))) return 1;
-    return 0;
-}
-
-/* `name` behind "encoder.layer.17.", for any number; NULL when it does not start so. */
-static const char *behind_layer_prefix(const char *layer_prefix, const char *name) {
-    const char *hole = strstr(layer_prefix, "%d");
-    if (!hole) return name;
-    size_t before = (size_t)(hole - layer_prefix), after = strlen(hole + 2);
-    if (strncmp(name, layer_prefix, before)) return NULL;
-    const char *at = name + before;
-    size_t digits = strspn(at, "0123456789");
-    if (!digits || strncmp(at + digits, hole + 2, after)) return NULL;
-    return at + digits + after;
-}
-
 static int knows(const fs_arch *a, const char *name) {
-    for (const fs_layer_kind *kind = a->kinds; kind->prefix; kind++) {
-        const char *rest = behind_layer_prefix(kind->prefix, name);
-        if (rest && in_table(kind->weights, rest)) return 1;
-    }
-    if (in_table(a->ends, name)) return 1;
+    for (const fs_layer_kind *kind = a->kinds; kind->prefix; kind++)
+        if (fs_kind_names(kind, name)) return 1;
+    if (fs_table_names(a->ends, name)) return 1;
     for (const char *const *p = a->unused; *p; p++)
         if (fs_pattern_matches(*p, name)) return 1;
     return 0;
 }
 
+/* Whatever stands before it: the whole name, and what stands behind each of its dots. */
 static int knows_prefixed(const fs_arch *a, const char *name) {
-    for (const char *const *p = a->prefixes; p && *p; p++) {
-        size_t length = strlen(*p);
-        if (!strncmp(name, *p, length) && knows(a, name + length)) return 1;
-    }
-    /* Any prefix: the whole name, and what stands behind each of its dots. */
-    for (const char *at = a->prefixes ? NULL : name; at; at = strchr(at, '.'))
+    for (const char *at = name; at; at = strchr(at, '.'))
         if (knows(a, at += *at == '.')) return 1;
     return 0;
 }

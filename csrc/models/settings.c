@@ -57,6 +57,13 @@ static int any_matches(const char *const *patterns, const char *name) {
     return 0;
 }
 
+/* The key that fills a place of the settings. */
+static const char *key_of(const fs_settings *set, size_t slot) {
+    for (const fs_key_row *row = set->arch->keys; row->key; row++)
+        if (row->slot == slot && row->kind != FS_KEY_MUST && row->kind != FS_KEY_IGNORED) return row->key;
+    return "derived";
+}
+
 static const fs_key_row *row_of(const fs_arch *a, const char *key) {
     for (const fs_key_row *row = a->keys; row->key; row++)
         if (!strcmp(row->key, key)) return row;
@@ -76,6 +83,16 @@ static const char *show(const fs_config_key *k, char *out, size_t bytes) {
     return out;
 }
 
+fs_status fs_activation_find(fs_activation *out, const char *name) {
+    *out = FS_ACT_NONE;
+    for (int i = 0; name && i < COUNT(activations); i++)
+        if (!strcmp(activations[i].name, name)) {
+            *out = activations[i].activation;
+            return FS_OK;
+        }
+    return name ? fs_fail(FS_CONFIG, "activation %.60s is not one we compute", name) : FS_OK;
+}
+
 static fs_status wrong(const fs_checkpoint *c, const fs_config_key *k, const char *meaning) {
     char value[80];
     return fs_fail(FS_CONFIG, "%.200s/config.json: %.60s = %s; it must be %.300s", c->name, k->key,
@@ -87,6 +104,14 @@ static fs_status read_size(const fs_checkpoint *c, const fs_key_row *row, const 
     *out = k ? k->i : strtoll(row->preset, NULL, 10);
     if (!k || (k->kind == FS_INT && k->i >= 1 && k->i <= row->most)) return FS_OK;
     snprintf(meaning, sizeof meaning, "a whole number from 1 to %lld", (long long)row->most);
+    return wrong(c, k, meaning);
+}
+
+static fs_status read_count(const fs_checkpoint *c, const fs_key_row *row, const fs_config_key *k, int64_t *out) {
+    char meaning[80];
+    *out = k ? k->i : strtoll(row->preset, NULL, 10);
+    if (!k || (k->kind == FS_INT && k->i >= 0 && k->i <= row->most)) return FS_OK;
+    snprintf(meaning, sizeof meaning, "a whole number from 0 to %lld", (long long)row->most);
     return wrong(c, k, meaning);
 }
 
@@ -169,6 +194,7 @@ static fs_status read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoi
             return fs_fail(FS_CONFIG, "%.300s/config.json lacks %s, which a %s model needs", c->name, row->key,
                            a->model_type);
         if (row->kind == FS_KEY_SIZE) FS_TRY(read_size(c, row, k, slot));
+        else if (row->kind == FS_KEY_COUNT) FS_TRY(read_count(c, row, k, slot));
         else if (row->kind == FS_KEY_NUMBER) FS_TRY(read_number(c, row, k, slot));
         else if (row->kind == FS_KEY_FLAG) FS_TRY(read_flag(c, row, k, slot));
         else if (row->kind == FS_KEY_CHOICE) FS_TRY(read_choice(c, row, k, slot));
@@ -282,6 +308,25 @@ fs_status fs_settings_choose_dtype(fs_settings *set, const fs_checkpoint *c, fs_
                    fs_dtype_name(set->dtype), d->name, d->numerics, d->backend->computes(d, FS_F16) ? " and fp16" : "");
 }
 
+/* The head width follows from D and H unless the architecture has said it. */
+static fs_status settle_heads(fs_settings *set, const fs_checkpoint *c) {
+    const char *D = key_of(set, FS_SET(D)), *H = key_of(set, FS_SET(H));
+    if (!set->E && set->D % set->H)
+        return fs_fail(FS_CONFIG, "%.200s/config.json: %s = %lld cannot be cut into %s = %lld heads", c->name, D,
+                       (long long)set->D, H, (long long)set->H);
+    if (!set->E) set->E = set->D / set->H;
+    if (!set->KV) set->KV = set->H;
+    if (set->E > FS_MAX_HEAD_WIDTH)
+        return fs_fail(FS_CONFIG, "%.200s/config.json: %s / %s = %lld; heads of at most %d are read", c->name, D, H,
+                       (long long)set->E, FS_MAX_HEAD_WIDTH);
+    if (set->H % set->KV)
+        return fs_fail(FS_CONFIG, "%.200s/config.json: %lld heads cannot share %lld heads of keys and values (%s)",
+                       c->name, (long long)set->H, (long long)set->KV, key_of(set, FS_SET(KV)));
+    set->HE = set->H * set->E;
+    set->KE = set->KV * set->E;
+    return FS_OK;
+}
+
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype) {
     fs_settings set = { 0 };
     FS_TRY(fs_settings_read_dtype(&set, dtype));
@@ -290,24 +335,12 @@ fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char 
     FS_TRY(check_keys(set.arch, c));
     FS_TRY(read_keys(&set, set.arch, c));
     set.rows = FS_IDS;
-    set.kinds[0] = set.arch->kinds;
-    set.border = set.L;
-    FS_TRY(set.arch->settle(&set));
-    if (!set.arch->prefixes) fs_weight_find_prefix(&set, c);
+    set.skipped_id = -1;
+    if (set.arch->settle) FS_TRY(set.arch->settle(&set));
+    FS_TRY(settle_heads(&set, c));
+    fs_weight_find_prefix(&set, c);
     if (set.arch->look) set.arch->look(&set, c);
+    FS_TRY(fs_tail_settle(&set, c));
     *out = set;
     return FS_OK;
-}
-
-int64_t fs_dim_of(const fs_settings *set, fs_dim dim) {
-    switch (dim) {
-    case FS_DIM_ONE: return 1;
-    case FS_DIM_D: return set->D;
-    case FS_DIM_F: return set->F;
-    case FS_DIM_V: return set->V;
-    case FS_DIM_P: return set->P;
-    case FS_DIM_TYPES: return set->types;
-    case FS_DIM_HE: return set->H * set->E;
-    }
-    return 0;
 }

@@ -2,6 +2,7 @@
  *
  * A tensor's name = prefix + layer prefix with the layer's number + name of the table row:
  *   "bert." + "encoder.layer.3." + "output.dense.weight"
+ * The prefix is whatever is found there: "", "bert.", "module.bert.", "0.auto_model." ...
  * Shared by the check (weights_check.c) and the loader (load.c); nothing here owns anything. */
 #ifndef FS_MODELS_WEIGHTS_H
 #define FS_MODELS_WEIGHTS_H
@@ -15,15 +16,15 @@
 const fs_weight_row *fs_weight_table(const fs_settings *set, int layer);
 /* Whether a model with these settings has the weight. */
 int fs_weight_there(const fs_settings *set, const fs_weight_row *row);
-void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, const char *prefix, int layer, const char *name);
-/* The tensor of a table row, under its own or its older name; NULL when the checkpoint has neither. Where the prefix was
- * found, a table of token vectors may also lie before it: "embedding.weight" beside "encoder.layers.0. ...". */
-const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, const char *prefix, int layer,
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, int layer, const char *name);
+/* Whether a row is called so; whether a layer of the kind has a weight of this whole name. */
+int fs_table_names(const fs_weight_row *table, const char *name);
+int fs_kind_names(const fs_layer_kind *kind, const char *name);
+/* The tensor of a table row, under its own or its other name, and with FS_ABOVE behind a part of the prefix; NULL when
+ * the checkpoint has none. */
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, int layer,
                                   const fs_weight_row *row);
-/* The prefix under which most of the tables' names are there; the first one when none is. The one found, where any may
- * be. */
-const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set);
-/* set->prefix = what stands before the first weight of layer 0, which ends with a "."; nothing where that is nowhere. */
+/* set->prefix = what stands before the most weights of layers, and ends with a "."; nothing where that is nowhere. */
 void fs_weight_find_prefix(fs_settings *set, const fs_checkpoint *c);
 
 #endif

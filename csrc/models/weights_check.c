@@ -9,24 +9,24 @@
 #include <string.h>
 
 const fs_weight_row *fs_weight_table(const fs_settings *set, int layer) {
-    return layer == FS_OUTSIDE ? set->arch->ends : fs_kind_of(set, layer)->weights;
+    return layer == FS_OUTSIDE ? set->outside : fs_kind_of(set, layer)->weights;
 }
 
 int fs_weight_there(const fs_settings *set, const fs_weight_row *row) {
     return !row->when || *(const int *)((const char *)set + row->when);
 }
 
-void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, const char *prefix, int layer, const char *name) {
+void fs_weight_name(char out[FS_NAME_BYTES], const fs_settings *set, int layer, const char *name) {
     const char *kind = layer == FS_OUTSIDE ? "" : fs_kind_of(set, layer)->prefix, *hole = strstr(kind, "%d");
     if (!hole) {
-        snprintf(out, FS_NAME_BYTES, "%s%s%s", prefix, kind, name);
+        snprintf(out, FS_NAME_BYTES, "%s%s%s", set->prefix, kind, name);
         return;
     }
-    const int64_t number = layer < set->border ? layer : layer - set->border;
-    snprintf(out, FS_NAME_BYTES, "%s%.*s%lld%s%s", prefix, (int)(hole - kind), kind, (long long)number, hole + 2, name);
+    snprintf(out, FS_NAME_BYTES, "%s%.*s%d%s%s", set->prefix, (int)(hole - kind), kind, fs_number_of(set, layer),
+             hole + 2, name);
 }
 
-/* Under the parents of "model.encoder.": "model." and "". */
+/* Behind the parents of "model.encoder.": "model." and "". */
 static const fs_tensor *find_above(const fs_tensor_names *names, const char *prefix, const char *name) {
     char whole[FS_NAME_BYTES];
     const fs_tensor *t = NULL;
@@ -39,45 +39,79 @@ static const fs_tensor *find_above(const fs_tensor_names *names, const char *pre
     return t;
 }
 
-const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, const char *prefix, int layer,
+const fs_tensor *fs_weight_tensor(const fs_tensor_names *names, const fs_settings *set, int layer,
                                   const fs_weight_row *row) {
     char name[FS_NAME_BYTES];
-    fs_weight_name(name, set, prefix, layer, row->name);
+    fs_weight_name(name, set, layer, row->name);
     const fs_tensor *t = fs_tensor_find(names, name);
-    if (!t && !set->arch->prefixes && row->kind == FS_TABLE) return find_above(names, prefix, row->name);
-    if (t || !row->also) return t;
-    fs_weight_name(name, set, prefix, layer, row->also);
-    return fs_tensor_find(names, name);
-}
-
-const char *fs_weight_prefix(const fs_tensor_names *names, const fs_settings *set) {
-    const fs_arch *a = set->arch;
-    if (!a->prefixes) return set->prefix;
-    const char *best = a->prefixes[0];
-    int most = 0;
-    for (const char *const *p = a->prefixes; *p; p++) {
-        int found = 0;
-        for (int layer = FS_OUTSIDE; layer < set->L; layer++)
-            for (const fs_weight_row *row = fs_weight_table(set, layer); row->name; row++)
-                found += fs_weight_tensor(names, set, *p, layer, row) != NULL;
-        if (found > most) most = found, best = *p;
+    if (!t && row->also) {
+        fs_weight_name(name, set, layer, row->also);
+        t = fs_tensor_find(names, name);
     }
-    return best;
+    return !t && row->flags & FS_ABOVE ? find_above(names, set->prefix, row->name) : t;
 }
 
+/* ---- the prefix ---- */
+
+/* `name` behind "encoder.layer.17.", for any number; NULL when it does not start so. */
+static const char *behind_layer_prefix(const char *layer_prefix, const char *name) {
+    const char *hole = strstr(layer_prefix, "%d");
+    if (!hole) return strncmp(name, layer_prefix, strlen(layer_prefix)) ? NULL : name + strlen(layer_prefix);
+    size_t before = (size_t)(hole - layer_prefix), after = strlen(hole + 2);
+    if (strncmp(name, layer_prefix, before)) return NULL;
+    const char *at = name + before;
+    size_t digits = strspn(at, "0123456789");
+    if (!digits || strncmp(at + digits, hole + 2, after)) return NULL;
+    return at + digits + after;
+}
+
+int fs_table_names(const fs_weight_row *table, const char *name) {
+    for (const fs_weight_row *row = table; row->name; row++)
+        if (!strcmp(row->name, name) || (row->also && !strcmp(row->also, name))) return 1;
+    return 0;
+}
+
+int fs_kind_names(const fs_layer_kind *kind, const char *name) {
+    const char *rest = behind_layer_prefix(kind->prefix, name);
+    return rest && fs_table_names(kind->weights, rest);
+}
+
+/* Where a weight of the kind begins in a tensor's name: at its start or behind a dot. -1: nowhere. */
+static int64_t prefix_of(const fs_layer_kind *kind, const char *name) {
+    for (const char *at = name; at; at = strchr(at, '.')) {
+        at += *at == '.';
+        if (fs_kind_names(kind, at)) return at - name;
+    }
+    return -1;
+}
+
+/* Few prefixes can be there: one a copy of the model. Those beyond the table have no vote. */
 void fs_weight_find_prefix(fs_settings *set, const fs_checkpoint *c) {
-    char anchor[FS_NAME_BYTES];
-    size_t best = sizeof set->prefix;
-    fs_weight_name(anchor, set, "", 0, fs_weight_table(set, 0)->name);
+    struct {
+        const char *name;
+        int64_t length;
+        int votes;
+    } found[16];
+    const int room = sizeof found / sizeof *found;
+    int count = 0, best = 0;
     for (int i = 0; i < c->tensor_count; i++) {
         const char *name = c->tensors[i].name;
-        size_t length = strlen(name), tail = strlen(anchor), before = length - tail;
-        if (length < tail || before >= best || strcmp(name + before, anchor)) continue;
-        if (before > 0 && name[before - 1] != '.') continue;
-        best = before;
-        memcpy(set->prefix, name, before);
-        set->prefix[before] = 0;
+        const int64_t length = prefix_of(fs_kind_of(set, 0), name);
+        int at = 0;
+        if (length < 0 || length >= (int64_t)sizeof set->prefix) continue;
+        while (at < count && (found[at].length != length || memcmp(found[at].name, name, (size_t)length))) at++;
+        if (at == room) continue;
+        if (at == count) found[count].name = name, found[count].length = length, found[count++].votes = 0;
+        found[at].votes++;
     }
+    for (int i = 1; i < count; i++)
+        if (found[i].votes > found[best].votes ||
+            (found[i].votes == found[best].votes && found[i].length < found[best].length))
+            best = i;
+    set->prefix[0] = 0;
+    if (!count) return;
+    memcpy(set->prefix, found[best].name, (size_t)found[best].length);
+    set->prefix[found[best].length] = 0;
 }
 
 /* What is wrong, by kind. */
@@ -96,6 +130,10 @@ static void check_one(complaints *bad, const fs_settings *set, const fs_weight_r
     int64_t want[2] = { fs_dim_of(set, row->N), fs_dim_of(set, row->K) };
     int rank = row->kind == FS_VECTOR ? 1 : 2;
     want[rank == 1] *= row->parts ? row->parts : 1;
+    if (row->flags & FS_TRANSPOSED) {
+        const int64_t N = want[0];
+        want[0] = want[1], want[1] = N;
+    }
     const int64_t *shape = rank == 1 ? want + 1 : want;
     char has[120], means[120];
     int fits = t->rank == rank;
@@ -109,38 +147,40 @@ static void check_one(complaints *bad, const fs_settings *set, const fs_weight_r
         fs_listing_add(&bad->mistyped, "%.100s is %.20s", t->name, t->dtype_text);
 }
 
-static int may_be_there(const fs_arch *a, const char *name) {
-    if (!a->prefixes) return 0;
-    for (const char *const *p = a->prefixes; *p; p++) {
-        size_t length = strlen(*p);
-        if (strncmp(name, *p, length)) continue;
-        for (const char *const *u = a->unused; *u; u++)
-            if (fs_pattern_matches(*u, name + length)) return 1;
-    }
+static int is_unused(const fs_arch *a, const char *name) {
+    for (const char *const *u = a->unused; *u; u++)
+        if (fs_pattern_matches(*u, name)) return 1;
     return 0;
+}
+
+/* Behind the prefix, or where the class that saved it has its heads: before the architecture's own part of that. */
+static int may_be_there(const fs_settings *set, const char *name) {
+    const size_t length = strlen(set->prefix), base = strlen(set->arch->base);
+    if (!strncmp(name, set->prefix, length) && is_unused(set->arch, name + length)) return 1;
+    if (length < base || strcmp(set->prefix + length - base, set->arch->base)) return 0;
+    return !strncmp(name, set->prefix, length - base) && is_unused(set->arch, name + length - base);
 }
 
 static fs_status compare(complaints *bad, const fs_checkpoint *c, const fs_settings *set,
                          const fs_tensor_names *names) {
-    const fs_arch *a = set->arch;
-    const char *prefix = fs_weight_prefix(names, set);
     char name[FS_NAME_BYTES];
     unsigned char *used;
     FS_TRY(fs_alloc(&used, (size_t)c->tensor_count, 1));
     for (int layer = FS_OUTSIDE; layer < set->L; layer++)
         for (const fs_weight_row *row = fs_weight_table(set, layer); row->name; row++) {
             if (row->part > 0 || !fs_weight_there(set, row)) continue;
-            const fs_tensor *t = fs_weight_tensor(names, set, prefix, layer, row);
+            const fs_tensor *t = fs_weight_tensor(names, set, layer, row);
             if (t) {
                 used[t - c->tensors] = 1;
                 check_one(bad, set, row, t);
             } else {
-                fs_weight_name(name, set, prefix, layer, row->name);
+                fs_weight_name(name, set, layer, row->name);
                 fs_listing_add(&bad->missing, "%s", name);
             }
         }
     for (int i = 0; i < c->tensor_count; i++)
-        if (!used[i] && !may_be_there(a, c->tensors[i].name)) fs_listing_add(&bad->extra, "%.100s", c->tensors[i].name);
+        if (!used[i] && !may_be_there(set, c->tensors[i].name))
+            fs_listing_add(&bad->extra, "%.100s", c->tensors[i].name);
     fs_free(used);
     return FS_OK;
 }

@@ -38,12 +38,6 @@ int fs_stage_slots(const fs_settings *set, const fs_stage_plan *s, const fs_capa
     return slots_of(set, c, s->first_layer, s->last_layer, fs_stage_slabs(s) > 0);
 }
 
-fs_task fs_plan_task(void) {
-    fs_task task = { .kind = FS_TASK_EMBED, .pooling_count = FS_POOL_COUNT, .normalize = 1 };
-    for (int i = 0; i < FS_POOL_COUNT; i++) task.pooling[i] = (fs_pooling)i;
-    return task;
-}
-
 fs_rows fs_plan_rows(const fs_settings *set, const fs_capacity *c) {
     return (
         fs_rows){ .T = c->tokens, .B = c->rows, .longest = set->any_length || set->P > c->tokens ? c->tokens : set->P };
@@ -80,14 +74,20 @@ fs_part_at fs_plan_lender(const fs_plan *p, const fs_backend *b, fs_part_at at) 
     return at;
 }
 
-/* The largest result: every pooling of a full batch's rows, or the hidden states of all its tokens. */
+/* The largest result: of a full batch's rows, or the hidden states of all its tokens. */
 static size_t out_bytes(const fs_settings *set, const fs_shard_plan *shard, const fs_capacity *c) {
-    int64_t pooled = c->rows * FS_POOL_COUNT;
+    fs_task tasks[FS_TASKS_MOST];
+    const int count = fs_task_largest(tasks, set);
+    int64_t most = c->tokens * set->D;
     if (shard->last_layer != set->L || shard->rank != 0) return 0;
-    return (size_t)(pooled > c->tokens ? pooled : c->tokens) * (size_t)set->D * sizeof(float);
+    for (int i = 0; i < count; i++) {
+        const int64_t floats = c->rows * fs_task_width(&tasks[i], set);
+        if (floats > most) most = floats;
+    }
+    return (size_t)most * sizeof(float);
 }
 
-size_t fs_block_side_ints(const fs_capacity *c) { return fs_block_ints(c->rows + 1) + 2 * fs_block_ints(c->tokens); }
+size_t fs_block_side_ints(const fs_capacity *c) { return fs_block_ints(c->rows + 1) + 3 * fs_block_ints(c->tokens); }
 
 size_t fs_block_feature_ints(const fs_settings *set, const fs_capacity *c, int first_layer, fs_input input) {
     return first_layer == 0 && input == FS_FEATURES ? fs_block_ints(c->tokens * set->D) : 0;
@@ -99,12 +99,22 @@ static size_t block_bytes(const fs_settings *set, const fs_capacity *c, int firs
                               fs_block_feature_ints(set, c, first_layer, set->targets));
 }
 
-/* A dry run at the largest batch. */
+/* Dry runs at the largest batch. */
 static fs_status step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard,
                            const fs_capacity *c) {
-    const fs_task task = fs_plan_task();
-    const fs_rows rows = fs_plan_rows(set, c);
-    return fs_plan_step_cost(out, set, shard, &task, rows.T, rows.B, rows.longest);
+    fs_task tasks[FS_TASKS_MOST];
+    const int listed = fs_task_largest(tasks, set), count = shard->last_layer == set->L ? listed : 1;
+    const fs_rows rows = fs_plan_rows(set, c); /* tasks differ behind the layers only */
+    *out = (fs_step_cost){ 0 };
+    for (int i = 0; i < count; i++) {
+        fs_step_cost cost;
+        FS_TRY(fs_plan_step_cost(&cost, set, shard, &tasks[i], rows.T, rows.B, rows.longest));
+        if (cost.kept > out->kept) out->kept = cost.kept;
+        if (cost.scratch > out->scratch) out->scratch = cost.scratch;
+        if (cost.multiply_adds > out->multiply_adds) out->multiply_adds = cost.multiply_adds;
+        if (cost.moved_bytes > out->moved_bytes) out->moved_bytes = cost.moved_bytes;
+    }
+    return FS_OK;
 }
 
 static fs_part_bytes bytes_of(const fs_settings *set, const fs_shard_plan *shard, const fs_capacity *c, fs_device *d,

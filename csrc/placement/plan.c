@@ -130,7 +130,7 @@ static void dry_close(dry *d) {
 }
 
 static fs_rows dry_rows(int64_t T, int64_t B, int64_t longest) {
-    return (fs_rows){ NOWHERE, NOWHERE, NOWHERE, T, B, longest, NOWHERE };
+    return (fs_rows){ NOWHERE, NOWHERE, NOWHERE, T, B, longest, NOWHERE, NULL };
 }
 
 /* A stage's part of a step, as a driver thread enqueues it. */
@@ -151,7 +151,7 @@ static fs_status dry_run(dry *d, const fs_settings *set, const fs_task *task, co
     fs_view out;
     if (plan->first_layer > 0) FS_TRY(fs_carry_push(&s, set, plan->first_layer, &carry));
     FS_TRY(fs_forward(&s, set, &d->shard, &carry));
-    return plan->last_layer == set->L ? fs_task_finish(&s, set, task, &carry, &out) : FS_OK;
+    return plan->last_layer == set->L ? fs_task_finish(&s, set, d->shard.ends, task, &carry, &out) : FS_OK;
 }
 
 fs_status fs_plan_step_cost(fs_step_cost *out, const fs_settings *set, const fs_shard_plan *shard, const fs_task *task,

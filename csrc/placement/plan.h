@@ -56,8 +56,7 @@ fs_status fs_capacity_read(fs_capacity *out, const fs_settings *set);
  * 0: it streams none. */
 int fs_stage_slabs(const fs_stage_plan *s);
 int fs_stage_slots(const fs_settings *set, const fs_stage_plan *s, const fs_capacity *c);
-/* The step that takes most memory: its task, and the bounds of its rows. */
-fs_task fs_plan_task(void);
+/* The bounds of the rows of the step that takes most memory. */
 fs_rows fs_plan_rows(const fs_settings *set, const fs_capacity *c);
 
 /* A part by its place. */

@@ -169,7 +169,48 @@ static int tensors_from(fs_checkpoint *c, PyObject *sequence, PyObject *keep) {
     return st;
 }
 
-int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files,
+/* ("dense", activation) or ("norm", eps) or ("unit",) a module. */
+static int chain_step_from(fs_chain_step *to, PyObject *item) {
+    const char *kind = NULL;
+    PyObject *value = NULL;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a module of the chain is a tuple: (kind, its activation or eps)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "s|O", &kind, &value)) return -1;
+    if (!strcmp(kind, "dense")) {
+        to->kind = FS_CHAIN_DENSE;
+        to->activation = value ? PyUnicode_AsUTF8AndSize(value, NULL) : NULL;
+        return value && !to->activation ? -1 : 0;
+    }
+    if (!strcmp(kind, "norm")) {
+        to->kind = FS_CHAIN_NORM;
+        to->eps = value ? (float)PyFloat_AsDouble(value) : 1e-5f;
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    to->kind = FS_CHAIN_UNIT;
+    if (!strcmp(kind, "unit")) return 0;
+    PyErr_Format(PyExc_ValueError, "a module of the chain is '%s'; there are dense, norm and unit", kind);
+    return -1;
+}
+
+static int chain_from(fs_checkpoint *c, PyObject *sequence, PyObject *keep) {
+    Py_ssize_t n = PySequence_Size(sequence);
+    if (n < 0) return -1;
+    fs_chain_step *steps = new_array((size_t)n, sizeof *steps);
+    int st = steps ? 0 : -1;
+    for (Py_ssize_t i = 0; st == 0 && i < n; i++) {
+        PyObject *item = PySequence_GetItem(sequence, i);
+        st = item ? chain_step_from(&steps[i], item) : -1;
+        if (st == 0) st = PyList_Append(keep, item);
+        Py_XDECREF(item);
+    }
+    c->chain = steps;
+    c->chain_count = (int)n;
+    return st;
+}
+
+int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files, PyObject *chain,
                           const char *name) {
     memset(out, 0, sizeof *out);
     out->checkpoint.name = name;
@@ -177,6 +218,7 @@ int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *ten
     const char **paths = NULL;
     if (!out->keep || keys_from(&out->checkpoint, config, out->keep) < 0 ||
         (tensors && tensors_from(&out->checkpoint, tensors, out->keep) < 0) ||
+        (chain && chain_from(&out->checkpoint, chain, out->keep) < 0) ||
         (files && fs_py_paths_from(&paths, &out->checkpoint.file_count, files, "files", out->keep) < 0)) {
         fs_py_checkpoint_clear(out);
         return -1;
@@ -188,6 +230,7 @@ int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *ten
 void fs_py_checkpoint_clear(fs_py_checkpoint *c) {
     fs_free((void *)c->checkpoint.keys);
     fs_free((void *)c->checkpoint.tensors);
+    fs_free((void *)c->checkpoint.chain);
     fs_free((void *)c->checkpoint.files);
     Py_XDECREF(c->keep);
     memset(c, 0, sizeof *c);
@@ -264,8 +307,11 @@ int fs_py_task_from(fs_task *out, const char *task, PyObject *pooling, int norma
     } else if (!strcmp(task, "hidden_states")) {
         out->kind = FS_TASK_HIDDEN_STATES;
         return 0;
+    } else if (!strcmp(task, "classify")) {
+        out->kind = FS_TASK_CLASSIFY;
+        return 0;
     } else {
-        PyErr_Format(PyExc_ValueError, "task '%s' is not one of embed, hidden_states", task);
+        PyErr_Format(PyExc_ValueError, "task '%s' is not one of embed, classify, hidden_states", task);
         return -1;
     }
     const char **names = NULL;

@@ -33,14 +33,15 @@ static void arguments_clear(open_arguments *a) {
 }
 
 static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "config",  "tensors",    "files",    "name", "devices",  "dtype",
-                             "threads", "max_memory", "cpu_path", "plan", "parallel", NULL };
+    static char *names[] = { "config",     "tensors",  "files", "name",     "devices", "dtype", "threads",
+                             "max_memory", "cpu_path", "plan",  "parallel", "chain",   NULL };
     PyObject *config = NULL, *tensors = NULL, *files = NULL, *devices = NULL, *plan = Py_None, *named = NULL;
+    PyObject *chain = NULL;
     const char *name = "", *dtype = "auto", *cpu_path = NULL, *parallel = NULL;
     long long max_memory = 0;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOUOsiLzOz", names, &config, &tensors, &files, &named, &devices,
-                                     &dtype, &threads, &max_memory, &cpu_path, &plan, &parallel))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOUOsiLzOzO", names, &config, &tensors, &files, &named, &devices,
+                                     &dtype, &threads, &max_memory, &cpu_path, &plan, &parallel, &chain))
         return -1;
     if (!config || !tensors || !files) {
         PyErr_SetString(PyExc_TypeError, "Engine needs config=, tensors= and files=");
@@ -52,7 +53,7 @@ static int arguments_read(open_arguments *a, PyObject *args, PyObject *kwargs) {
         return -1;
     }
     if (named && (!(a->name = fs_py_plain(named)) || !(name = PyUnicode_AsUTF8AndSize(a->name, NULL)))) return -1;
-    if (fs_py_checkpoint_from(&a->checkpoint, config, tensors, files, name) < 0) return -1;
+    if (fs_py_checkpoint_from(&a->checkpoint, config, tensors, files, chain, name) < 0) return -1;
     if (devices &&
         fs_py_strings_from(&a->devices, &a->options.device_count, devices, "devices", a->checkpoint.keep) < 0)
         return -1;
@@ -224,12 +225,14 @@ static PyObject *engine_settings(PyObject *object, void *Py_UNUSED(closure)) {
     if (fs_py_engine_enter(state, self) < 0) return NULL;
     const fs_settings *s = fs_engine_settings(self->engine);
     static const char *const inputs[] = { [FS_IDS] = "ids", [FS_FEATURES] = "features" };
-    PyObject *result =
-        Py_BuildValue("{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:s,s:z,s:O}", "model_type", s->arch->model_type,
-                      "dtype", fs_dtype_name(s->dtype), "layers", (long long)s->L, "width", (long long)s->D, "heads",
-                      (long long)s->H, "head_width", (long long)s->E, "inner_width", (long long)s->F, "vocabulary",
-                      (long long)s->V, "positions", (long long)s->P, "eps", (double)s->eps, "rows", inputs[s->rows],
-                      "targets", inputs[s->targets], "any_length", s->any_length ? Py_True : Py_False);
+    PyObject *result = Py_BuildValue(
+        "{s:s,s:s,s:L,s:L,s:L,s:L,s:L,s:L,s:L,s:d,s:s,s:z,s:O,s:L,s:L,s:L}", "model_type", s->arch->model_type, "dtype",
+        fs_dtype_name(s->dtype), "layers", (long long)s->L, "width", (long long)s->D, "heads", (long long)s->H,
+        "head_width", (long long)s->E, "inner_width", (long long)s->F, "vocabulary", (long long)s->V, "positions",
+        (long long)s->P, "eps", (double)s->eps, "rows", inputs[s->rows], "targets", inputs[s->targets], "any_length",
+        s->any_length ? Py_True : Py_False, "token_types", (long long)(s->types > 1 ? s->types : 1), "labels",
+        (long long)(s->head.count ? s->head.steps[s->head.count - 1].N : 0), "vector_width",
+        (long long)(s->chain.count ? s->chain.steps[s->chain.count - 1].N : 0));
     fs_py_engine_leave(self);
     return result;
 }
@@ -285,7 +288,7 @@ static PyGetSetDef getters[] = {
 
 PyDoc_STRVAR(engine_doc,
              "Engine(*, config, tensors, files, name='', devices=('cpu',), dtype='auto', threads=0, max_memory=0,\n"
-             "       cpu_path=None, plan=None, parallel=None)\n--\n\n"
+             "       cpu_path=None, plan=None, parallel=None, chain=())\n--\n\n"
              "A model on its devices. Loads with the GIL let go; raises CheckpointError, ConfigError, DeviceError or\n"
              "OutOfMemory with one sentence. See _core.pyi for the types of the arguments.");
 

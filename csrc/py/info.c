@@ -11,6 +11,7 @@
 #include "base/alloc.h"
 #include "base/host.h"
 #include "base/knobs.h"
+#include "models/weights.h"
 
 #include <stdio.h>
 
@@ -279,6 +280,50 @@ static int64_t *lengths_from(PyObject *sequence, Py_ssize_t *count) {
     return lengths;
 }
 
+PyDoc_STRVAR(weights_doc,
+             "weights(config, name='config')\n--\n\n"
+             "[(tensor's name, its shape)] that a model of this config has, a head's excepted, in the order\n"
+             "of the weight tables. name: the model's folder, which sentences name. Raises ConfigError.");
+
+/* A tensor that several rows or layers read is listed once, with the first of them. */
+static int add_weight(PyObject *list, PyObject *seen, const fs_settings *set, int layer, const fs_weight_row *row) {
+    char name[FS_NAME_BYTES];
+    long long N = fs_dim_of(set, row->N), K = fs_dim_of(set, row->K);
+    fs_weight_name(name, set, layer, row->name);
+    if (row->kind == FS_VECTOR) K *= row->parts ? row->parts : 1;
+    else N *= row->parts ? row->parts : 1;
+    PyObject *shape = row->kind == FS_VECTOR       ? Py_BuildValue("(L)", K)
+                      : row->flags & FS_TRANSPOSED ? Py_BuildValue("(LL)", K, N)
+                                                   : Py_BuildValue("(LL)", N, K);
+    PyObject *key = PyUnicode_FromString(name);
+    int known = key && shape ? PyDict_Contains(seen, key) : -1;
+    if (known == 0 && (PyDict_SetItem(seen, key, shape) < 0 || append(list, Py_BuildValue("(OO)", key, shape)) < 0))
+        known = -1;
+    Py_XDECREF(key);
+    Py_XDECREF(shape);
+    return known < 0 ? -1 : 0;
+}
+
+static PyObject *weights(PyObject *module, PyObject *args) {
+    PyObject *config, *list = NULL, *seen = NULL;
+    const char *name = "config";
+    fs_py_checkpoint c;
+    fs_settings set;
+    if (!PyArg_ParseTuple(args, "O|s", &config, &name)) return NULL;
+    if (fs_py_checkpoint_from(&c, config, NULL, NULL, NULL, name) < 0) return NULL;
+    fs_status st = fs_settings_read(&set, &c.checkpoint, "fp32");
+    fs_py_checkpoint_clear(&c);
+    if (st != FS_OK) return fs_py_raise(fs_py_state_of(module), st);
+    list = PyList_New(0), seen = PyDict_New();
+    int ok = list && seen;
+    for (int layer = FS_OUTSIDE; ok && layer < set.L; layer++)
+        for (const fs_weight_row *row = fs_weight_table(&set, layer); ok && row->name; row++)
+            if (fs_weight_there(&set, row)) ok = add_weight(list, seen, &set, layer, row) == 0;
+    Py_XDECREF(seen);
+    if (!ok) Py_CLEAR(list);
+    return list;
+}
+
 PyDoc_STRVAR(trace_doc, "trace(config, lengths, targets=None, name='config')\n--\n\n"
                         "The ops that one batch of rows of these lengths (tokens) runs, a line each, from the measure\n"
                         "backend: no weights are read. Rows are embedded with mean pooling; a model with a decoder\n"
@@ -292,7 +337,7 @@ static PyObject *trace_of(PyObject *module, PyObject *config, const char *name, 
     fs_settings settings;
     fs_task task = { .kind = FS_TASK_EMBED, .pooling_count = 1, .pooling = { FS_POOL_MEAN }, .normalize = 1 };
     char *text = NULL;
-    if (fs_py_checkpoint_from(&c, config, NULL, NULL, name) < 0) return NULL;
+    if (fs_py_checkpoint_from(&c, config, NULL, NULL, NULL, name) < 0) return NULL;
     fs_status st = fs_settings_read(&settings, &c.checkpoint, "fp32");
     if (st == FS_OK && settings.targets != FS_NOTHING) task = (fs_task){ .kind = FS_TASK_HIDDEN_STATES };
     if (st == FS_OK) st = fs_plan_trace(&text, &settings, &task, lengths, targets, count);
@@ -334,5 +379,6 @@ PyMethodDef fs_py_functions[] = {
     { "plain_text", fs_py_plain_text, METH_O, fs_py_plain_text_doc },
     { "row_codes", row_codes, METH_NOARGS, row_codes_doc },
     { "trace", trace, METH_VARARGS, trace_doc },
+    { "weights", weights, METH_VARARGS, weights_doc },
     { 0 },
 };

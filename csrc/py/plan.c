@@ -98,7 +98,7 @@ static PyObject *survey(PyObject *module, const fs_checkpoint *c, const fs_surve
 
 const char fs_py_plan_doc[] = PyDoc_STR(
     "plan(*, config, tensors=(), devices=('auto',), memory=(), dtype='auto', parallel=None, cpu_path=None,\n"
-    "     name='config')\n"
+    "     name='config', chain=())\n"
     "--\n\n"
     "Where a model would go, from its config alone: no device is opened, no weight read. memory: bytes of all\n"
     "devices or of each, 0 for what the host has. name: the model's folder, which sentences name. Raises ConfigError "
@@ -106,21 +106,22 @@ const char fs_py_plan_doc[] = PyDoc_STR(
     "model that does not fit is told in 'fits' and 'why'.");
 
 PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = { "config", "tensors", "devices", "memory", "dtype", "parallel", "cpu_path", "name", NULL };
-    PyObject *config = NULL, *tensors = NULL, *devices = NULL, *memory = NULL, *result = NULL;
+    static char *names[] = { "config",   "tensors",  "devices", "memory", "dtype",
+                             "parallel", "cpu_path", "name",    "chain",  NULL };
+    PyObject *config = NULL, *tensors = NULL, *chain = NULL, *devices = NULL, *memory = NULL, *result = NULL;
     const char *name = "config";
     fs_survey_options o = { 0 };
     fs_py_checkpoint c;
     const char **listed = NULL;
     size_t *sizes = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOOzzzs", names, &config, &tensors, &devices, &memory, &o.dtype,
-                                     &o.parallel, &o.cpu_path, &name))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOOzzzsO", names, &config, &tensors, &devices, &memory, &o.dtype,
+                                     &o.parallel, &o.cpu_path, &name, &chain))
         return NULL;
     if (!config) {
         PyErr_SetString(PyExc_TypeError, "plan needs config=");
         return NULL;
     }
-    if (fs_py_checkpoint_from(&c, config, tensors, NULL, name) < 0) return NULL;
+    if (fs_py_checkpoint_from(&c, config, tensors, NULL, chain, name) < 0) return NULL;
     int ready = !devices || fs_py_strings_from(&listed, &o.device_count, devices, "devices", c.keep) == 0;
     if (ready && memory) ready = (sizes = sizes_from(memory, &o.memory_count)) != NULL;
     o.devices = listed;
@@ -134,7 +135,7 @@ PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
 
 const char fs_py_check_options_doc[] = PyDoc_STR(
     "check_options(*, devices=('auto',), parallel=None, dtype='auto', cpu_path=None, threads=0, config=None,\n"
-    "              name='config')\n"
+    "              name='config', chain=())\n"
     "--\n\n"
     "Raises the ConfigError that Engine would raise for these options on any machine; asks none what it has, so\n"
     "'auto' and 'cuda' devices may be as many as `parallel` needs. config: of the model, for numbers that it cannot\n"
@@ -157,7 +158,7 @@ PyObject *fs_py_check_options(PyObject *module, PyObject *args, PyObject *kwargs
     }
     PyObject *keep = PyList_New(0);
     int ready = keep && (!devices || fs_py_strings_from(&listed, &o.device_count, devices, "devices", keep) == 0);
-    if (ready && config != Py_None) ready = fs_py_checkpoint_from(&c, config, NULL, NULL, name) == 0;
+    if (ready && config != Py_None) ready = fs_py_checkpoint_from(&c, config, NULL, NULL, NULL, name) == 0;
     o.devices = listed;
     if (ready) {
         fs_status st = fs_engine_check(&o, config == Py_None ? NULL : &c.checkpoint);

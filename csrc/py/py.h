@@ -70,7 +70,7 @@ typedef struct {
     fs_checkpoint checkpoint;
     PyObject *keep;
 } fs_py_checkpoint;
-int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files,
+int fs_py_checkpoint_from(fs_py_checkpoint *out, PyObject *config, PyObject *tensors, PyObject *files, PyObject *chain,
                           const char *name);
 void fs_py_checkpoint_clear(fs_py_checkpoint *c);
 /* A sequence of paths, str, as the file system has them; otherwise as fs_py_strings_from. */

@@ -42,7 +42,7 @@ int fs_py_request_from(fs_request *out, PyObject **keep, PyObject *args, PyObjec
                                      &target_offsets, &pooling, &normalize, &dimensions))
         return -1;
     if (!task) {
-        PyErr_SetString(PyExc_TypeError, "submit needs task='embed' or task='hidden_states'");
+        PyErr_SetString(PyExc_TypeError, "submit needs task='embed', task='classify' or task='hidden_states'");
         return -1;
     }
     if (side_from(&out->source, &out->rows, rows, offsets, "rows", "offsets") < 0 ||

@@ -148,6 +148,9 @@ def check_options(
     name: str = "config",
 ) -> None: ...
 
+# (name, shape) of each tensor that a model of this config has, a head's excepted
+def weights(config: dict[str, object], name: str = "config") -> list[tuple[str, tuple[int, ...]]]: ...
+
 # the ops one batch runs, from the measure backend
 def trace(
     config: dict[str, object], lengths: Sequence[int], targets: Sequence[int] | None = None, name: str = "config"

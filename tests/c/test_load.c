@@ -341,13 +341,13 @@ static void any_allocation_may_fail(void) {
 /* The tensor of a weight's first table row. */
 static const fs_tensor *tensor_of(tiny_bert *t, const fs_shard *s, const fs_weight *w) {
     const fs_arch *a = fs_archs[0];
-    const fs_settings set = { .arch = a, .kinds = { a->kinds, a->kinds } };
+    const fs_settings set = { .arch = a };
     for (int l = -1; l < s->plan.last_layer; l++) {
         const char *from = l < 0 ? s->ends : s->layers[l];
         for (const fs_weight_row *row = l < 0 ? a->ends : a->kinds[0].weights; row->name; row++) {
             char name[FS_NAME_BYTES];
             if ((const char *)w != from + row->slot) continue;
-            fs_weight_name(name, &set, "", l, row->name);
+            fs_weight_name(name, &set, l, row->name);
             return tiny_find(t, name);
         }
     }

@@ -241,9 +241,10 @@ static void model_types_and_classes(void) {
     tiny_null(&t, "architectures");
     CHECK_OK(fs_settings_read(&set, &t.c, "auto"));
     tiny_text(&t, "model_type", "gpt2");
-    mathematics_that_is_not_ours_is_refused(&t,
-                                            "model_type \"gpt2\" is not known; known are: bert, torch_transformer; its "
-                                            "tensor names look like bert");
+    mathematics_that_is_not_ours_is_refused(
+        &t, "model_type \"gpt2\" is not known; known are: bert, albert, camembert, distilbert, electra, "
+            "roberta, xlm-roberta, torch_transformer; its "
+            "tensor names look like bert");
     tiny_int(&t, "model_type", 2);
     mathematics_that_is_not_ours_is_refused(&t, "model_type 2 is not known");
     tiny_drop_key(&t, "model_type");
@@ -364,9 +365,9 @@ static void nearest_architecture(void) {
     static const fs_weight_row other_layer[] = { { .name = "attention.self.query.weight" }, { 0 } };
     static const fs_weight_row other_ends[] = { { .name = "wte.weight" }, { 0 } };
     static const fs_layer_kind other_kinds[] = { { .prefix = "h.%d.", .weights = other_layer }, { 0 } };
-    static const char *const prefixes[] = { "transformer.", "", NULL }, *const unused[] = { "lm_head.*", NULL };
+    static const char *const unused[] = { "lm_head.*", NULL };
     static const fs_arch other = {
-        .model_type = "other", .prefixes = prefixes, .unused = unused, .kinds = other_kinds, .ends = other_ends
+        .model_type = "other", .base = "transformer.", .unused = unused, .kinds = other_kinds, .ends = other_ends
     };
     const fs_arch *const among[] = { fs_archs[0], &other, NULL };
     double share;

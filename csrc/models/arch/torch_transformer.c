@@ -21,6 +21,13 @@
 enum { ENCODER_LAYER, ENCODER, DECODER_LAYER, DECODER, TRANSFORMER };
 static const char *const parts[] = { "encoder_layer", "encoder", "decoder_layer", "decoder", "transformer", NULL };
 
+/* config.json's, and what the tensors tell; `bias` to `norms_bias` are conditions of weights. */
+typedef struct {
+    int64_t encoder_layers, decoder_layers;
+    int part, activation_name, norm_first, causal_targets;
+    int bias, embedded, norm, norm_bias, norms, norms_bias;
+} own;
+
 static const char *const activation_names[] = { "relu", "gelu", NULL };
 static const fs_activation activations[] = { FS_ACT_RELU, FS_ACT_GELU };
 
@@ -46,35 +53,34 @@ typedef struct {
     norm last, encoder, decoder; /* last: of an encoder or a decoder alone */
 } ends;
 
-#define KEY(name, kind, field, preset, most, choices)                                                                  \
-    { name, kind, offsetof(fs_settings, field), preset, most, choices }
+#define KEY(name, kind, place, preset, most, choices) { name, kind, place, preset, most, choices }
 
 static const fs_key_row keys[] = {
-    KEY("part", FS_KEY_CHOICE, part, NULL, 0, parts),
-    KEY("d_model", FS_KEY_SIZE, D, "512", 1 << 16, NULL),
-    KEY("nhead", FS_KEY_SIZE, H, "8", 1 << 12, NULL),
-    KEY("num_encoder_layers", FS_KEY_SIZE, encoder_layers, "6", 1 << 11, NULL),
-    KEY("num_decoder_layers", FS_KEY_SIZE, decoder_layers, "6", 1 << 11, NULL),
-    KEY("dim_feedforward", FS_KEY_SIZE, F, "2048", 1 << 20, NULL),
-    KEY("activation", FS_KEY_CHOICE, activation_name, "relu", 0, activation_names),
-    KEY("layer_norm_eps", FS_KEY_NUMBER, eps, "1e-5", 0, NULL),
-    KEY("norm_first", FS_KEY_FLAG, norm_first, "false", 0, NULL),
-    KEY("bias", FS_KEY_FLAG, bias, "true", 0, NULL),
-    KEY("causal_targets", FS_KEY_FLAG, causal_targets, "false", 0, NULL),
-    KEY("vocab_size", FS_KEY_SIZE, V, "0", 1 << 24, NULL),
+    KEY("part", FS_KEY_CHOICE, FS_OWN(own, part), NULL, 0, parts),
+    KEY("d_model", FS_KEY_SIZE, FS_SET(D), "512", 1 << 16, NULL),
+    KEY("nhead", FS_KEY_SIZE, FS_SET(H), "8", 1 << 12, NULL),
+    KEY("num_encoder_layers", FS_KEY_SIZE, FS_OWN(own, encoder_layers), "6", 1 << 11, NULL),
+    KEY("num_decoder_layers", FS_KEY_SIZE, FS_OWN(own, decoder_layers), "6", 1 << 11, NULL),
+    KEY("dim_feedforward", FS_KEY_SIZE, FS_SET(F), "2048", 1 << 20, NULL),
+    KEY("activation", FS_KEY_CHOICE, FS_OWN(own, activation_name), "relu", 0, activation_names),
+    KEY("layer_norm_eps", FS_KEY_NUMBER, FS_SET(eps), "1e-5", 0, NULL),
+    KEY("norm_first", FS_KEY_FLAG, FS_OWN(own, norm_first), "false", 0, NULL),
+    KEY("bias", FS_KEY_FLAG, FS_OWN(own, bias), "true", 0, NULL),
+    KEY("causal_targets", FS_KEY_FLAG, FS_OWN(own, causal_targets), "false", 0, NULL),
+    KEY("vocab_size", FS_KEY_SIZE, FS_SET(V), "0", 1 << 24, NULL),
     { 0 },
 };
 
-#define BIAS offsetof(fs_settings, bias)
+#define BIAS FS_OWN(own, bias)
 #define MATRIX(n, T, slot_, N, K, cut)                                                                                 \
-    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_##N, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, 0, FS_AT_FIRST }
+    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_##N, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, 0, FS_AT_FIRST, 0 }
 #define VECTOR(n, T, slot_, K, cut, when)                                                                              \
-    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, when, FS_AT_FIRST }
+    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_##K, FS_CUT_##cut, NULL, 0, 0, when, FS_AT_FIRST, 0 }
 /* q, k and v lie in one tensor; a rank takes its heads of each. */
 #define IN_WEIGHT(n, T, slot_, part)                                                                                   \
-    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_HE, FS_DIM_D, FS_CUT_HEADS, NULL, part, 3, 0, FS_AT_FIRST }
+    { n, offsetof(T, slot_), FS_MATRIX, FS_DIM_HE, FS_DIM_D, FS_CUT_HEADS, NULL, part, 3, 0, FS_AT_FIRST, 0 }
 #define IN_BIAS(n, T, slot_, part)                                                                                     \
-    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_HE, FS_CUT_HEADS, NULL, part, 3, BIAS, FS_AT_FIRST }
+    { n, offsetof(T, slot_), FS_VECTOR, FS_DIM_ONE, FS_DIM_HE, FS_CUT_HEADS, NULL, part, 3, BIAS, FS_AT_FIRST, 0 }
 #define NORM(n, T, slot_)                                                                                              \
     VECTOR(n ".weight", T, slot_.gamma, D, NONE, 0), VECTOR(n ".bias", T, slot_.beta, D, NONE, BIAS)
 
@@ -109,7 +115,7 @@ static const fs_weight_row decoder_weights[] = {
 };
 
 #define END(n, slot_, kind, N, when_, at_)                                                                             \
-    { n, offsetof(ends, slot_), kind, N, FS_DIM_D, FS_CUT_NONE, NULL, 0, 0, offsetof(fs_settings, when_), at_ }
+    { n, offsetof(ends, slot_), kind, N, FS_DIM_D, FS_CUT_NONE, NULL, 0, 0, FS_OWN(own, when_), at_, FS_ABOVE }
 
 static const fs_weight_row end_weights[] = {
     END("embedding.weight", words, FS_TABLE, FS_DIM_V, embedded, FS_AT_FIRST),
@@ -122,6 +128,8 @@ static const fs_weight_row end_weights[] = {
     { 0 },
 };
 
+static const own *of(const fs_settings *set) { return fs_own(set); }
+
 static fs_status norm_in_place(fs_step *s, const fs_settings *set, fs_view x, const norm *w) {
     const fs_norm n = { &w->gamma, fs_given(&w->beta), set->eps, NULL };
     return s->ops->layer_norm(s, x, x, &n);
@@ -130,33 +138,39 @@ static fs_status norm_in_place(fs_step *s, const fs_settings *set, fs_view x, co
 /* carry->in ahead of a block: x or, with norm_first, its norm, which has a place of its own. */
 static fs_status enter(fs_step *s, const fs_settings *set, fs_carry *carry, const norm *w) {
     const fs_norm n = { &w->gamma, fs_given(&w->beta), set->eps, NULL };
-    if (!set->norm_first) return fs_carry_in(s, set, carry);
+    if (!of(set)->norm_first) return fs_carry_in(s, set, carry);
     if (!carry->in.at) FS_TRY(fs_keep(s, set->dtype, carry->x.rows, set->D, &carry->in));
     return s->ops->layer_norm(s, carry->in, carry->x, &n);
 }
 
 /* Behind a block, which has added itself to x. */
 static fs_status leave(fs_step *s, const fs_settings *set, fs_carry *carry, const norm *w) {
-    if (set->norm_first) return FS_OK;
+    if (of(set)->norm_first) return FS_OK;
     return fs_norm_carry(s, set, carry, carry->x, &w->gamma, fs_given(&w->beta));
 }
 
-static fs_status run_encoder_layer(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+static fs_status run_encoder_layer(fs_step *s, const fs_settings *set, const void *ends_, const void *weights,
+                                   fs_carry *carry) {
+    (void)ends_;
     const encoder_layer *w = weights;
+    const fs_mask mask = fs_full_mask(set);
     FS_TRY(enter(s, set, carry, &w->norm1));
-    FS_TRY(fs_self_attention(s, set, &w->attention, carry->x, carry, 0));
+    FS_TRY(fs_self_attention(s, set, &w->attention, carry->x, carry, &mask));
     FS_TRY(leave(s, set, carry, &w->norm1));
     FS_TRY(enter(s, set, carry, &w->norm2));
     FS_TRY(fs_mlp(s, set, &w->mlp, carry->x, carry));
     return leave(s, set, carry, &w->norm2);
 }
 
-static fs_status run_decoder_layer(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
+static fs_status run_decoder_layer(fs_step *s, const fs_settings *set, const void *ends_, const void *weights,
+                                   fs_carry *carry) {
+    (void)ends_;
     const decoder_layer *w = weights;
+    const fs_mask mask = of(set)->causal_targets ? fs_causal_mask(set) : fs_full_mask(set);
     fs_step t = *s; /* whose rows are the targets */
     t.rows = s->targets;
     FS_TRY(enter(&t, set, carry, &w->norm1));
-    FS_TRY(fs_self_attention(&t, set, &w->attention, carry->x, carry, set->causal_targets));
+    FS_TRY(fs_self_attention(&t, set, &w->attention, carry->x, carry, &mask));
     FS_TRY(leave(&t, set, carry, &w->norm1));
     FS_TRY(enter(&t, set, carry, &w->norm2));
     FS_TRY(fs_cross_attention(&t, set, &w->cross, carry->x, carry, s->rows));
@@ -168,7 +182,7 @@ static fs_status run_decoder_layer(fs_step *s, const fs_settings *set, const voi
 
 static fs_status end_alone(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
     const ends *w = weights;
-    return set->norm ? norm_in_place(s, set, carry->x, &w->last) : FS_OK;
+    return of(set)->norm ? norm_in_place(s, set, carry->x, &w->last) : FS_OK;
 }
 
 /* x becomes the memory, and the targets x. */
@@ -176,8 +190,8 @@ static fs_status end_encoder(fs_step *s, const fs_settings *set, const void *wei
     const ends *w = weights;
     const fs_epilogue none = { 0 };
     if (!carry->in.at) FS_TRY(fs_carry_in(s, set, carry));
-    if (set->norms) FS_TRY(fs_norm_carry(s, set, carry, carry->x, &w->encoder.gamma, fs_given(&w->encoder.beta)));
-    else if (set->norm_first && set->dtype != FS_F32) /* what a block's norm left there is not x */
+    if (of(set)->norms) FS_TRY(fs_norm_carry(s, set, carry, carry->x, &w->encoder.gamma, fs_given(&w->encoder.beta)));
+    else if (of(set)->norm_first && set->dtype != FS_F32) /* what a block's norm left there is not x */
         FS_TRY(s->ops->add(s, carry->in, carry->x, &none));
     *carry = (fs_carry){ .x = carry->other, .other = set->dtype == FS_F32 ? carry->x : carry->in };
     return FS_OK;
@@ -185,11 +199,11 @@ static fs_status end_encoder(fs_step *s, const fs_settings *set, const void *wei
 
 static fs_status end_decoder(fs_step *s, const fs_settings *set, const void *weights, fs_carry *carry) {
     const ends *w = weights;
-    return set->norms ? norm_in_place(s, set, carry->x, &w->decoder) : FS_OK;
+    return of(set)->norms ? norm_in_place(s, set, carry->x, &w->decoder) : FS_OK;
 }
 
-#define ENCODERS(prefix, end) { prefix, encoder_weights, sizeof(encoder_layer), run_encoder_layer, end }
-#define DECODERS(prefix, end) { prefix, decoder_weights, sizeof(decoder_layer), run_decoder_layer, end }
+#define ENCODERS(prefix, end) { prefix, encoder_weights, sizeof(encoder_layer), 0, run_encoder_layer, end }
+#define DECODERS(prefix, end) { prefix, decoder_weights, sizeof(decoder_layer), 1, run_decoder_layer, end }
 
 /* By part; of a transformer the first of two. */
 static const fs_layer_kind kinds[] = {
@@ -202,59 +216,58 @@ static const fs_layer_kind kinds[] = {
     { 0 },
 };
 
-static void settle_layers(fs_settings *set) {
-    if (set->part == ENCODER_LAYER || set->part == DECODER_LAYER) set->L = 1;
-    if (set->part == ENCODER) set->L = set->encoder_layers;
-    if (set->part == DECODER) set->L = set->decoder_layers;
-    if (set->part == TRANSFORMER) set->L = set->encoder_layers + set->decoder_layers;
-    set->border = set->part == TRANSFORMER ? set->encoder_layers : set->L;
-    set->kinds[0] = &kinds[set->part];
-    set->kinds[1] = &kinds[set->part + 1]; /* of a transformer; no layer of the others is of it */
+static const fs_layer_kind *kind_of(const fs_settings *set, int layer, int *number) {
+    const own *o = fs_own(set);
+    const int second = o->part == TRANSFORMER && layer >= o->encoder_layers;
+    *number = second ? layer - (int)o->encoder_layers : layer;
+    return &kinds[o->part + second];
+}
+
+static void settle_layers(fs_settings *set, const own *o) {
+    if (o->part == ENCODER_LAYER || o->part == DECODER_LAYER) set->L = 1;
+    if (o->part == ENCODER) set->L = o->encoder_layers;
+    if (o->part == DECODER) set->L = o->decoder_layers;
+    if (o->part == TRANSFORMER) set->L = o->encoder_layers + o->decoder_layers;
 }
 
 static fs_status settle(fs_settings *set) {
-    const int decoder = set->part == DECODER || set->part == DECODER_LAYER;
-    if (set->D % set->H)
-        return fs_fail(FS_CONFIG, "config.json: d_model = %lld cannot be cut into nhead = %lld heads",
-                       (long long)set->D, (long long)set->H);
-    set->E = set->D / set->H;
-    if (set->E > FS_MAX_HEAD_WIDTH)
-        return fs_fail(FS_CONFIG, "config.json: d_model / nhead = %lld; heads of at most %d are read",
-                       (long long)set->E, FS_MAX_HEAD_WIDTH);
-    settle_layers(set);
+    own *o = (own *)set->own;
+    const int decoder = o->part == DECODER || o->part == DECODER_LAYER;
+    settle_layers(set, o);
     set->any_length = 1;
-    set->activation = activations[set->activation_name];
-    set->embedded = set->V > 0;
-    set->rows = set->embedded && !decoder ? FS_IDS : FS_FEATURES;
-    if (decoder || set->part == TRANSFORMER) set->targets = set->embedded ? FS_IDS : FS_FEATURES;
-    set->norms = set->part == TRANSFORMER;
-    set->norms_bias = set->norms && set->bias;
+    set->activation = activations[o->activation_name];
+    o->embedded = set->V > 0;
+    set->rows = o->embedded && !decoder ? FS_IDS : FS_FEATURES;
+    if (decoder || o->part == TRANSFORMER) set->targets = o->embedded ? FS_IDS : FS_FEATURES;
+    o->norms = o->part == TRANSFORMER;
+    o->norms_bias = o->norms && o->bias;
     return FS_OK;
 }
 
 /* A transformer of layers alone, as when each stands for itself in PyTorch, has neither last norm. */
-static void look_for_norms(fs_settings *set, const fs_checkpoint *c) {
-    const size_t before = strlen(set->prefix);
+static void look_for_norms(own *o, const char *prefix, const fs_checkpoint *c) {
+    const size_t before = strlen(prefix);
     int found = c->tensor_count == 0; /* a config alone: as nn.Transformer makes them */
     for (int i = 0; i < c->tensor_count; i++) {
         const char *name = c->tensors[i].name;
-        if (strncmp(name, set->prefix, before)) continue;
+        if (strncmp(name, prefix, before)) continue;
         found |= !strncmp(name + before, "encoder.norm.", 13) || !strncmp(name + before, "decoder.norm.", 13);
     }
-    set->norms &= found;
-    set->norms_bias &= found;
+    o->norms &= found;
+    o->norms_bias &= found;
 }
 
 /* PyTorch adds a last norm to an encoder or a decoder where it is told to, and config.json does not say. */
 static void look(fs_settings *set, const fs_checkpoint *c) {
     const size_t before = strlen(set->prefix);
-    if (set->part == TRANSFORMER) look_for_norms(set, c);
-    if (set->part != ENCODER && set->part != DECODER) return;
+    own *o = (own *)set->own;
+    if (o->part == TRANSFORMER) look_for_norms(o, set->prefix, c);
+    if (o->part != ENCODER && o->part != DECODER) return;
     for (int i = 0; i < c->tensor_count; i++) {
         const char *name = c->tensors[i].name;
         if (strncmp(name, set->prefix, before)) continue;
-        set->norm |= !strncmp(name + before, "norm.", 5);
-        set->norm_bias |= !strcmp(name + before, "norm.bias");
+        o->norm |= !strncmp(name + before, "norm.", 5);
+        o->norm_bias |= !strcmp(name + before, "norm.bias");
     }
 }
 
@@ -293,9 +306,11 @@ const fs_arch fs_torch_transformer = {
     .model_type = "torch_transformer",
     .names = names,
     .refused = none,
+    .base = "",
     .unused = none,
     .keys = keys,
     .kinds = kinds,
+    .kind_of = kind_of,
     .ends = end_weights,
     .ends_bytes = sizeof(ends),
     .settle = settle,

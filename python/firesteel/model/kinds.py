@@ -25,6 +25,7 @@ from .files import listing, names_in, some, there
 _GIVE = "give the folder that holds config.json and *.safetensors"
 _RUNS = {
     "bert": "bert (encoders such as all-MiniLM-L6-v2)",
+    **{kind: kind for kind in ("albert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")},
     "torch_transformer": "torch_transformer (PyTorch's nn.Transformer modules)",
 }
 _MOST_ENTRIES = 1000  # that are looked at below a folder without a model
@@ -196,22 +197,22 @@ def _lies_in(below: list[str]) -> str:
 
 # --- types ------------------------------------------------------------------------------------------------------------
 
-_ROBERTA = "its positions are counted from the padding's on, and its tokens are byte-level BPE's"
-_XLM_ROBERTA = "its positions are counted from the padding's on, and its tokens are SentencePiece's"
 _RELATIVE = "its attention weighs relative positions"
+# Where that is not bert.
+_NEAREST = {
+    **dict.fromkeys(("data2vec-text", "ibert", "longformer", "luke", "roberta-prelayernorm"), "roberta"),
+    **dict.fromkeys(("xlm-roberta-xl", "xmod"), "xlm-roberta"),
+    "rembert": "albert",
+}
 _ROTARY = "its positions are rotary, and its inner layers are gated"
-# Encoders: what they have that the nearest, bert, has not.
+# Encoders: what they have that the nearest has not.
 _ENCODERS = {
-    "albert": "all its layers share one set of weights, and its token embeddings are narrower",
     "big_bird": "its attention is sparse",
-    "camembert": _XLM_ROBERTA,
     "canine": "it reads characters instead of tokens",
     "convbert": "some of its heads are convolutions",
-    "data2vec-text": _ROBERTA,
+    "data2vec-text": "its tensors have other names",
     "deberta": _RELATIVE,
     "deberta-v2": _RELATIVE,
-    "distilbert": "it has no token types, and its tensors have other names",
-    "electra": "its token embeddings are of another width, and its tensors have other names",
     "ernie": "it has embeddings of tasks, and its tensors have other names",
     "esm": "its tokens are amino acids, and its positions are rotary",
     "eurobert": _ROTARY,
@@ -219,7 +220,7 @@ _ENCODERS = {
     "fnet": "it has Fourier transforms instead of attention",
     "funnel": "its layers get shorter",
     "gte": _ROTARY,
-    "ibert": _ROBERTA,
+    "ibert": "its layers compute in whole numbers",
     "jina_bert": _RELATIVE,
     "layoutlm": "it reads where words lie on a page, too",
     "longformer": "its attention is a window",
@@ -233,14 +234,12 @@ _ENCODERS = {
     "nystromformer": "its attention is an approximation",
     "reformer": "its attention goes by hashes, and its layers can be run backwards",
     "rembert": "its token embeddings are narrower",
-    "roberta": _ROBERTA,
-    "roberta-prelayernorm": _ROBERTA,
+    "roberta-prelayernorm": "it normalises before each layer",
     "roformer": "its positions are rotary",
     "splinter": "its head picks spans",
     "squeezebert": "its linear layers are convolutions in groups",
     "xlm": "its layers and tensors have another order",
-    "xlm-roberta": _XLM_ROBERTA,
-    "xlm-roberta-xl": f"it normalises before each layer, and {_XLM_ROBERTA}",
+    "xlm-roberta-xl": "it normalises before each layer",
     "xlnet": f"{_RELATIVE}, and it is trained over permutations",
     "xmod": "each language has an adapter",
 }
@@ -316,8 +315,13 @@ def _untyped(path: str, config: Mapping[str, object]) -> str:
 def _of_type(kind: str) -> str | None:
     """What a type is that does not run here, by its name."""
     if kind in _ENCODERS:
-        return f"an encoder that does not run here yet, the nearest is bert ({_ENCODERS[kind]})"
+        return f"an encoder that does not run here yet, the nearest is {_nearest(kind)} ({_ENCODERS[kind]})"
     return _far(_WHAT[kind]) if kind in _WHAT else None
+
+
+def _nearest(kind: str) -> str:
+    """The type that runs here and differs least from an encoder that does not."""
+    return _NEAREST.get(kind, "bert")
 
 
 def _far(what: str) -> str:
