@@ -266,8 +266,11 @@ static fs_status prepare_step(fs_pass *p, const fs_ops *ops) {
     FS_TRY(fs_forward_begin(&r->step, set, part->weights->ends, stage->plan->first_layer, &r->carry));
     run_layers(p);
     if (r->status != FS_OK) return fs_error_raise(&r->error);
-    for (int i = 0; stage->last && i < count; i++)
+    const size_t mark = fs_arena_mark(r->step.arena);
+    for (int i = 0; stage->last && i < count; i++) {
         FS_TRY(fs_task_finish(&r->step, set, part->weights->ends, &tasks[i], &r->carry, &out));
+        fs_arena_reset(r->step.arena, mark);
+    }
     return FS_OK;
 }
 
