@@ -154,6 +154,13 @@ def test_pooling(engine, pooling, dimensions, normalize):
     assert engine.dimension(pooling, dimensions) == expected.shape[1]
 
 
+def test_the_side_that_is_cut_can_be_said(engine):
+    words = ["the", "table", "of", "a"] * 20
+    left, right = (engine.embed([" ".join(words)], max_length=12, truncate=side) for side in ("left", "right"))
+    assert np.array_equal(left, engine.embed([" ".join(words[-10:])], max_length=12))
+    assert np.array_equal(right, engine.embed([" ".join(words[:10])], max_length=12))
+
+
 def test_long_texts_are_cut_at_the_folders_length(engine):
     long = "the " * 100
     assert [len(engine.hidden_states([long])[0]), engine.settings["max_length"]] == [32, 32]
@@ -278,7 +285,7 @@ def test_truncate_dim_after_normalising_is_refused(tmp_path):
         ({"dimensions": 49}, RequestError, "1 to 48"),
         ({"dimensions": True}, RequestError, "dimensions is True"),
         ({"truncate": False}, RequestError, "truncate is False"),
-        ({"truncate": "left"}, RequestError, "truncate is 'left'"),
+        ({"truncate": "cut"}, RequestError, "truncate is 'cut'"),
     ],
     ids=str,
 )

@@ -36,7 +36,7 @@ REQUEST = {
     "prompt": ["date: "],
     "prompt_name": ["query"],
     "dimensions": [7],
-    "truncate": [True, "error"],
+    "truncate": [True, "left", "error"],
 }
 UDF = {"manager": [False], "details": [True], "on_error": ["null"], "max_errors": [0.5, 1]}
 

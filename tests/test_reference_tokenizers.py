@@ -73,22 +73,35 @@ def write(folder, files, config=None):
     return folder
 
 
+PAIR_LIMIT = 21  # an odd number of tokens is left for the texts of a BERT's pair, and an even one for another's
+
+
+def seconds(texts):
+    return [*texts[1:], *texts[:1]]
+
+
 def theirs(folder, texts):
-    """Token ids, or the error."""
+    """Token ids of texts and of pairs, or the error."""
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder))
-        return loaded(texts)["input_ids"]
+        single = loaded(texts)["input_ids"]
+        pairs = loaded(texts, seconds(texts), truncation=True, max_length=PAIR_LIMIT)
     except Exception as error:
         return error
+    ids = pairs["input_ids"]
+    types = pairs.get("token_type_ids") or [[0] * len(row) for row in ids]
+    return single, [[a | b << 24 for a, b in zip(*row, strict=True)] for row in zip(ids, types, strict=True)]
 
 
 def ours(folder, texts):
     try:
-        encoded = Tokenizer(Checkpoint.open(folder, weights=False)).encode(texts, 512)
+        tokenizer = Tokenizer(Checkpoint.open(folder, weights=False))
+        single = tokenizer.encode(texts, 512)
+        pairs = tokenizer.encode(texts, PAIR_LIMIT, pairs=seconds(texts))
     except Error as error:
         return error
-    assert not encoded.errors
-    return [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)]
+    assert not single.errors and not pairs.errors
+    return tuple([e.ids[a:b].tolist() for a, b in itertools.pairwise(e.offsets)] for e in (single, pairs))
 
 
 def spelled(ids):
@@ -102,8 +115,9 @@ def outcome(folder, name, texts=TEXTS):
         assert name in str(found), f"refused without naming {name}: {found}"
         return "refused"
     assert not isinstance(right, Exception), f"transformers fails ({right!r}) and this does not"
-    for text, a, b in zip(texts, found, right, strict=True):
-        assert a == b, f"{text!r} is {spelled(a)}, with transformers {spelled(b)}"
+    for what, mine, reference in zip(("text", "pair"), found, right, strict=True):
+        for text, a, b in zip(texts, mine, reference, strict=True):
+            assert a == b, f"the {what} {text!r} is {spelled(a)}, with transformers {spelled(b)}"
     return "equal"
 
 

@@ -31,7 +31,7 @@ OPTIONS = [
     ({"dimensions": 49}, REQUEST, "dimensions is 49; vectors have 48, so 1 to 48 belongs there"),
     ({"dimensions": 97, "pooling": ["cls", "mean"]}, REQUEST, "dimensions is 97; vectors have 96"),
     ({"prompt": 7}, REQUEST, "prompt is a int; a string or None belongs there"),
-    ({"truncate": "left"}, REQUEST, "truncate is 'left'; True or \"error\" belongs there"),
+    ({"truncate": "cut"}, REQUEST, 'truncate is \'cut\'; True, "left", "right" or "error" belongs there'),
     ({"truncate": False}, REQUEST, "truncate is False"),
     ({"details": "yes"}, CONFIG, "details is 'yes'; True or False belongs there"),
     ({"on_error": "ignore"}, CONFIG, 'on_error is \'ignore\'; "fail" or "null" belongs there'),

@@ -221,7 +221,7 @@ OPTIONS = [
     ({"outptu": "all"}, CONFIG, "hidden_states_udf has no option outptu; did you mean output?"),
     ({"max_length": 65}, REQUEST, "max_length is 65; the model has 64 positions, so 1 to 64 belongs there"),
     ({"max_length": 0}, REQUEST, "max_length is 0"),
-    ({"truncate": "left"}, REQUEST, "truncate is 'left'"),
+    ({"truncate": "cut"}, REQUEST, "truncate is 'cut'"),
     ({"on_error": "ignore"}, CONFIG, "on_error is 'ignore'"),
 ]
 

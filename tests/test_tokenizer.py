@@ -91,6 +91,78 @@ def test_a_row_with_two_faults_has_one_error(tokenizer):
     assert [(row, code) for row, code, _ in encoded.errors] == [(0, "BAD_UTF8")]
 
 
+PAIRS = {  # text, second text, limit, side -> tokens of each
+    "both fit": ("the a", "of", 64, True, ["the", "a"], ["of"]),
+    "the second is longer": ("the", "of " * 9, 8, True, ["the"], ["of"] * 4),
+    "the first is longer": ("the " * 9, "of", 8, "right", ["the"] * 4, ["of"]),
+    "both are longer": ("the " * 9, "of " * 8, 8, "right", ["the"] * 3, ["of"] * 2),
+    "the odd token is the longer one's": ("the " * 8, "of " * 9, 8, "right", ["the"] * 2, ["of"] * 3),
+    "on the left": ("a the b", "the c of", 7, "left", ["the", "b"], ["c", "of"]),
+    "no room": ("the", "of", 3, True, [], []),
+    "no texts": ("", "", 64, True, [], []),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS.values(), ids=PAIRS)
+def test_pairs(tokenizer, case):
+    text, second, limit, truncate, first, other = case
+    encoded = tokenizer.encode([text, ""], limit, truncate, pairs=[second, ""])
+    right = [*ids(*first), *(IDS[token] | 1 << 24 for token in (*other, "[SEP]"))]
+    assert rows(encoded) == [right, [*ids(), IDS["[SEP]"] | 1 << 24]] and encoded.ids.dtype == np.int32
+    assert rows(tokenizer.encode([text], 64)) == [ids(*text.split())], "a single text has no types"
+
+
+def test_pairs_that_are_too_long_where_cutting_is_refused(tokenizer):
+    encoded = tokenizer.encode(["the a", "a", "a"], 6, "error", prompt="the ", pairs=["of", "a a", "b"])
+    assert encoded.errors == [(row, "TOO_LONG", "the row has 7 tokens; the limit is 6") for row in (0, 1)]
+    assert [len(row) for row in rows(encoded)] == [0, 0, 6]
+
+
+def test_pairs_with_faults(tokenizer):
+    texts = ["a", None, "x\ud800", "a", "a", None, "a"]
+    encoded = tokenizer.encode(texts, 64, prompt="the ", pairs=[3, "b", "b", "\udfff", "b", None, np.str_("of")])
+    assert encoded.errors == [
+        (0, "SCHEMA", "the second text is a int; a string belongs there"),
+        (1, "SCHEMA", "the first text is a NoneType; a string belongs there"),
+        (2, "BAD_UTF8", "the first text has the lone surrogate U+D800 at character 1"),
+        (3, "BAD_UTF8", "the second text has the lone surrogate U+DFFF at character 0"),
+        (5, "SCHEMA", "the first text is a NoneType; a string belongs there"),
+    ]
+    assert [len(row) for row in rows(encoded)] == [0, 0, 0, 0, 6, 0, 6]
+
+
+def test_pairs_that_are_none(tokenizer):
+    assert rows(tokenizer.encode([], 64, pairs=[])) == []
+    with pytest.raises(RequestError, match="max_length is 2; 3 special tokens alone need 3"):
+        tokenizer.encode(["a"], 2, pairs=["b"])
+    with pytest.raises(RequestError, match="there are 1 second texts and 2 rows"):
+        tokenizer.encode(["a", "b"], 64, pairs=["c"])
+
+
+@pytest.mark.parametrize(
+    "settings, types",
+    [
+        ({"tokenizer_class": "DistilBertTokenizer"}, 0),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, 0),
+        ({"tokenizer_class": "DistilBertTokenizer", "model_input_names": ["input_ids", "token_type_ids"]}, 1),
+    ],
+    ids=str,
+)
+def test_types_are_for_models_that_are_told_them(tmp_path, settings, types):
+    folder = say(tiny.write(tmp_path / "m"), settings=settings)
+    encoded = Tokenizer(Checkpoint.open(folder)).encode(["a"], 64, pairs=["b"])
+    assert (encoded.ids >> 24).tolist() == [0, 0, 0, types, types]
+
+
+def test_the_side_can_be_said(tokenizer):
+    texts = ["the table of"]
+    assert rows(tokenizer.encode(texts, 4, "left")) == [ids("table", "of")]
+    assert rows(tokenizer.encode(texts, 4, "right")) == rows(tokenizer.encode(texts, 4)) == [ids("the", "table")]
+    assert tokenizer.encode(texts, 4, "error").errors[0][1] == "TOO_LONG"
+    with pytest.raises(RequestError, match="truncate is 'middle'; True, \"left\""):
+        tokenizer.encode(texts, 4, "middle")
+
+
 def test_prompts_go_in_front(tokenizer):
     plain = tokenizer.encode(["the table", "the "], 64, prompt="date: ")
     assert rows(plain) == [ids("date", ":", "the", "table"), ids("date", ":", "the")]
@@ -130,7 +202,9 @@ def test_texts_can_be_cut_on_the_left(tmp_path):
     folder = tiny.write(tmp_path / "m")
     settings = (folder / "tokenizer_config.json").read_text()
     (folder / "tokenizer_config.json").write_text(settings.replace("{", '{"truncation_side": "left", ', 1))
-    assert rows(Tokenizer(Checkpoint.open(folder)).encode(["the table of"], 4)) == [ids("table", "of")]
+    tokenizer = Tokenizer(Checkpoint.open(folder))
+    assert rows(tokenizer.encode(["the table of"], 4)) == [ids("table", "of")]
+    assert rows(tokenizer.encode(["the table of"], 4, "right")) == [ids("the", "table")]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +362,7 @@ REFUSED = {  # files -> what the sentence has
     "never split": ({"settings": {"never_split": ["a"]}}, 'never_split = ["a"]'),
     "remote code": ({"settings": {"auto_map": {"AutoTokenizer": ["a.B", None]}}}, "FIRESTEEL_IGNORE_KEYS=auto_map"),
     "no flag": ({"settings": {"do_lower_case": "no"}}, 'do_lower_case = "no"; it must be true or false'),
+    "no input names": ({"settings": {"model_input_names": "input_ids"}}, 'model_input_names = "input_ids"; it must be'),
     "no side": ({"settings": {"truncation_side": "both"}}, 'truncation_side = "both"; it must be "left" or "right"'),
     "dpr": ({"settings": {"tokenizer_class": "DPRContextEncoderTokenizer"}}, '"DPRContextEncoderTokenizer" is not'),
     "fast dpr": (

@@ -29,7 +29,7 @@ from ..model.sentence import pooling_modes
 from ..model.tokenizer import RowError, Tokenizer, set_threads
 from .claims import Claim, open_engine
 from .given import as_rows, hold_texts
-from .options import engine_options, prompt_text
+from .options import check_truncate, engine_options, prompt_text
 from .placement import Placement, placement_of
 from .rows import FlatRows, Rows, Window, encoded, joined, window_of, windows_of
 
@@ -146,7 +146,8 @@ class Engine:
         prompt_name instead, a prompt of the folder, by its name (`settings["prompts"]`); "query" and "document", which
                     sentence-transformers knows everywhere, are no prompt where the folder has none of that name
         dimensions  keep the first n of each vector, before normalising
-        truncate    True: longer texts are cut at max_length; "error": they are faults of their rows
+        truncate    True: longer texts are cut at max_length, on the side that the folder says; "left", "right": on this
+                    side; "error": they are faults of their rows
 
         Rows of token ids are taken as they are: one that is too long is a fault, because cutting it would take its last
         special token. Raises RequestError naming all rows that have a fault (`error.rows`: row, code, sentence).
@@ -328,8 +329,7 @@ class Engine:
             normalize = sentence.normalize
         if not isinstance(normalize, bool):
             raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
-        if truncate is not True and not (isinstance(truncate, str) and truncate == "error"):
-            raise RequestError(f'truncate is {truncate!r}; True or "error" belongs there')
+        check_truncate(truncate)
         width = self._width * max(1, len(modes))
         keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
@@ -360,7 +360,7 @@ class Engine:
         try:
             for begin, end in windows_of(rows, texts, features, self._width):
                 if texts:
-                    window = encoded(tokenizer, rows[begin:end], limit, truncate is True, prefix)
+                    window = encoded(tokenizer, rows[begin:end], limit, truncate, prefix)
                 else:
                     window = window_of(rows, begin, end, most, self._rows, self._width)
                 if targets is not None:

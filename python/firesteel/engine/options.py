@@ -16,6 +16,7 @@ from .._core import ConfigError, RequestError
 from ..host.values import plain
 from ..model.sentence import Sentence
 
+TRUNCATE = ("left", "right", "error")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -52,6 +53,12 @@ def engine_options(
     options = {**words, "threads": threads or 0}
     _core.check_options(**options, config=config, name=folder)
     return {**options, "max_memory": byte_count(max_memory)}
+
+
+def check_truncate(value: object) -> None:
+    """What a row does that is too long. Raises RequestError."""
+    if value is not True and not (isinstance(value, str) and value in TRUNCATE):
+        raise RequestError(f'truncate is {value!r}; True, "left", "right" or "error" belongs there')
 
 
 def byte_count(value: object, name: str = "max_memory") -> int:

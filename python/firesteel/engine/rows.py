@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import RequestError
-from ..model.tokenizer import RowError, Tokenizer
+from ..model.tokenizer import RowError, Tokenizer, Truncate
 
 FIRST_WINDOW = 256  # rows; the next ones double, up to
 LAST_WINDOW = 4096
@@ -48,7 +48,7 @@ class Window(NamedTuple):
     targets: FlatRows | None = None  # of the same rows
 
 
-def encoded(tokenizer: Tokenizer, texts: list[object], limit: int, truncate: bool, prompt: str) -> Window:
+def encoded(tokenizer: Tokenizer, texts: list[object], limit: int, truncate: Truncate, prompt: str) -> Window:
     live = None
     nulls: np.ndarray | bool = False
     if type(None) in set(map(type, texts)):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .._core import RequestError
+from .._core import CheckpointError, RequestError
 from .tokenizer_files import Loaded, load, named_errors
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 RowError = tuple[int, str, str]  # row, row code, sentence
+Truncate = bool | str  # True, "left", "right"; False and "error" do not cut
+TYPE_BITS = 24  # bits of an id; a token's type in its pair stands above them
 _KEPT = 8  # tokenizers of other lengths that are kept ready
 
 
 class Encoded(NamedTuple):
-    ids: np.ndarray  # int32 [T]
+    ids: np.ndarray  # int32 [T]; of pairs: id | type << TYPE_BITS
     offsets: np.ndarray  # int64 [rows + 1]; a row with an error has no tokens
     errors: list[RowError]
 
@@ -60,77 +62,138 @@ class Tokenizer:
         """Reads the folder's tokenizer files as `tokenizer_files` says. Raises what its `load` raises."""
         self._checkpoint = checkpoint
         self._lock = threading.Lock()
-        self._ready: dict[int, tokenizers.Tokenizer] = {}  # by max_length; 0: never truncates
+        self._ready: dict[tuple[int, str], tokenizers.Tokenizer] = {}  # by max_length and side; 0: never truncates
         first = load(checkpoint)
-        self.special_tokens: int = first.tokenizer.num_special_tokens_to_add(False)
+        self._side, self._typed = first.truncation_side, first.typed
+        self._added = [first.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
         self._spare: Loaded | None = first
 
-    def encode(self, texts: Sequence[str], max_length: int, truncate: bool = True, prompt: str = "") -> Encoded:
+    def encode(
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        truncate: Truncate = True,
+        prompt: str = "",
+        pairs: Sequence[str] | None = None,
+    ) -> Encoded:
         """Token ids of `texts`, each with `prompt` before it and the special tokens around it.
 
-        A row longer than `max_length` tokens is cut there as transformers does it, or becomes the row error TOO_LONG
-        when `truncate` is false. Text with lone surrogates is BAD_UTF8, what is no string is SCHEMA.
+        truncate    True: a row longer than `max_length` tokens is cut there, on the side that the folder says; "left",
+                    "right": on this side; "error" or False: it becomes the row error TOO_LONG
+        pairs       second texts, one a row: row and second text become one row by the tokenizer's own template, the
+                    longer one is cut first, and each id carries the type of its token, if the model is given types
+
+        Text with lone surrogates is BAD_UTF8, what is no string is SCHEMA.
         """
-        if max_length < self.special_tokens:
-            raise RequestError(
-                f"max_length is {max_length}; {self.special_tokens} special tokens alone need {self.special_tokens}"
-            )
-        errors: list[RowError] = []
-        if not set(map(type, texts)) <= {str}:
-            texts = _strings_only(texts, errors)
-        if prompt:
-            texts = [prompt + text for text in texts]
-        tokenizer = self._tokenizer(max_length if truncate else 0)
-        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
-        with named_errors(str(self._checkpoint.tokenizer_file)):
-            try:
-                encodings = encode(texts)
-            except (TypeError, UnicodeError):  # the only strings it refuses are those UTF-8 cannot say
-                texts = _unicode_only(texts, len(prompt), errors)
-                encodings = encode(texts)
+        if truncate not in (True, False, "left", "right", "error"):
+            raise RequestError(f'truncate is {truncate!r}; True, "left", "right" or "error" belongs there')
+        added = self._added[pairs is not None]
+        if max_length < added:
+            raise RequestError(f"max_length is {max_length}; {added} special tokens alone need {added}")
+        if pairs is not None and len(pairs) != len(texts):
+            raise RequestError(f"there are {len(pairs)} second texts and {len(texts)} rows; each row has one")
+        cuts = truncate not in (False, "error")
+        side = truncate if cuts and truncate is not True else self._side
+        faults: dict[int, RowError] = {}
+        encodings = self._encodings(_Sides(texts, pairs, prompt), max_length if cuts else 0, side, faults)
         rows = len(encodings)
         lengths = np.fromiter(map(len, encodings), np.int64, rows)
-        dropped = {row for row, _, _ in errors}
-        if not truncate:
+        if not cuts:
             for row in np.flatnonzero(lengths > max_length).tolist():
-                if row not in dropped:
-                    dropped.add(row)
-                    errors.append((row, "TOO_LONG", f"the row has {lengths[row]} tokens; the limit is {max_length}"))
-        if dropped:
-            lengths[list(dropped)] = 0
-            encodings = [encoding for row, encoding in enumerate(encodings) if row not in dropped]
-            errors.sort()
+                if row not in faults:
+                    said = f"the row has {lengths[row]} tokens; the limit is {max_length}"
+                    faults[row] = (row, "TOO_LONG", said)
+        if faults:
+            lengths[list(faults)] = 0
+            encodings = [encoding for row, encoding in enumerate(encodings) if row not in faults]
         offsets = np.zeros(rows + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, int(offsets[-1]))
-        return Encoded(ids, offsets, errors)
+        if pairs is not None:
+            self._add_types(ids, encodings)
+        return Encoded(ids, offsets, [faults[row] for row in sorted(faults)])
 
-    def _tokenizer(self, max_length: int) -> tokenizers.Tokenizer:
+    def _encodings(
+        self, sides: _Sides, max_length: int, side: str, faults: dict[int, RowError]
+    ) -> list[tokenizers.Encoding]:
+        tokenizer = self._tokenizer(max_length, side)
+        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+        sides.keep_strings(faults)
+        with named_errors(str(self._checkpoint.tokenizer_file)):
+            try:
+                return encode(sides.inputs())
+            except (TypeError, UnicodeError):  # the only strings it refuses are those UTF-8 cannot say
+                sides.keep_unicode(faults)
+                return encode(sides.inputs())
+
+    def _add_types(self, ids: np.ndarray, encodings: list[tokenizers.Encoding]) -> None:
+        if ids.size and int(ids.max()) >> TYPE_BITS:
+            raise CheckpointError(
+                f"{self._checkpoint.tokenizer_file}: a token has id {ids.max()}; ids of pairs end at {2**TYPE_BITS - 1}"
+            )
+        if self._typed:
+            types = np.fromiter(chain.from_iterable(e.type_ids for e in encodings), np.int32, ids.size)
+            if types.size and int(types.max()) > 127:
+                raise CheckpointError(
+                    f"{self._checkpoint.tokenizer_file}: a pair has tokens of type {types.max()}; types end at 127"
+                )
+            ids |= types << TYPE_BITS
+
+    def _tokenizer(self, max_length: int, side: str) -> tokenizers.Tokenizer:
         """The library's object for one length. Changing one while another thread encodes with it would raise there."""
+        key = (max_length, side if max_length else "")
         with self._lock:
-            found = self._ready.pop(max_length, None)
+            found = self._ready.pop(key, None)
             if found is None:
-                (found, side), self._spare = self._spare or load(self._checkpoint), None
+                loaded, self._spare = self._spare or load(self._checkpoint), None
+                found = loaded.tokenizer
                 if max_length:
-                    found.enable_truncation(max_length, direction=side)
+                    found.enable_truncation(max_length, strategy="longest_first", direction=side)
                 while len(self._ready) >= _KEPT:
                     del self._ready[next(iter(self._ready))]
-            self._ready[max_length] = found  # the latest used is the last
+            self._ready[key] = found  # the latest used is the last
             return found
 
 
-def _strings_only(texts: Sequence[object], errors: list[RowError]) -> list[str]:
+class _Sides:
+    """The texts of some rows, or their first and second texts, with the prompt before the first."""
+
+    def __init__(self, texts: Sequence[object], pairs: Sequence[object] | None, prompt: str) -> None:
+        self._sides: list[Sequence[object]] = [texts] if pairs is None else [texts, pairs]
+        self._prompt = prompt
+        self._names = ["the row"] if pairs is None else ["the first text", "the second text"]
+
+    def inputs(self) -> list[str] | list[tuple[str, str]]:
+        """As the library takes them."""
+        return list(self._sides[0]) if len(self._sides) == 1 else list(zip(*self._sides, strict=True))
+
+    def keep_strings(self, faults: dict[int, RowError]) -> None:
+        """What is no string becomes an empty one and a fault; then the prompt is there."""
+        for at, (texts, name) in enumerate(zip(self._sides, self._names, strict=True)):
+            if not set(map(type, texts)) <= {str}:
+                self._sides[at] = _strings_only(texts, name, faults)
+        if self._prompt:
+            self._sides[0] = [self._prompt + text for text in self._sides[0]]
+
+    def keep_unicode(self, faults: dict[int, RowError]) -> None:
+        for at, (texts, name) in enumerate(zip(self._sides, self._names, strict=True)):
+            skip = 0 if at else len(self._prompt)
+            self._sides[at] = _unicode_only(texts, skip, name.replace("row", "text"), faults)
+
+
+def _strings_only(texts: Sequence[object], name: str, faults: dict[int, RowError]) -> list[str]:
     kept = []
     for row, text in enumerate(texts):
         if isinstance(text, str):
             kept.append(str(text))
         else:
-            errors.append((row, "SCHEMA", f"the row is a {type(text).__name__}; a string belongs there"))
+            said = f"{name} is a {type(text).__name__}; a string belongs there"
+            faults.setdefault(row, (row, "SCHEMA", said))
             kept.append("")
     return kept
 
 
-def _unicode_only(texts: Sequence[str], skip: int, errors: list[RowError]) -> list[str]:
+def _unicode_only(texts: Sequence[str], skip: int, name: str, faults: dict[int, RowError]) -> list[str]:
     """`skip`: characters of the prompt in front of each text."""
     kept = []
     for row, text in enumerate(texts):
@@ -138,7 +201,7 @@ def _unicode_only(texts: Sequence[str], skip: int, errors: list[RowError]) -> li
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             what = f"the lone surrogate U+{ord(text[error.start]):04X} at character {error.start - skip}"
-            errors.append((row, "BAD_UTF8", f"the text has {what}"))
+            faults.setdefault(row, (row, "BAD_UTF8", f"{name} has {what}"))
             text = ""
         kept.append(text)
     return kept

@@ -46,7 +46,7 @@ _CLASSES = {
     _XLM_ROBERTA: _XLM_ROBERTA,
     **dict.fromkeys(("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend"), _AS_IS),
 }
-_OF_MODEL_TYPE = {"bert": _BERT}
+_OF_MODEL_TYPE = {"bert": "BertTokenizer"}
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _PRESETS = {  # special tokens that a class has where no file names them
@@ -79,6 +79,7 @@ _COPY_ALL = "copy all of the tokenizer's files from where the model came from"
 class Loaded(NamedTuple):
     tokenizer: tokenizers.Tokenizer  # neither pads nor truncates
     truncation_side: str  # "left" or "right"
+    typed: bool  # a pair's tokens have types
 
 
 class Token(NamedTuple):
@@ -126,7 +127,7 @@ def load(checkpoint: Checkpoint) -> Loaded:
     if checkpoint.sentence.do_lower_case:
         _lower_first(built)
     _check_normal_forms(built, said)
-    return Loaded(built, said.truncation_side())
+    return Loaded(built, said.truncation_side(), said.typed())
 
 
 # --- what the files say -----------------------------------------------------------------------------------------------
@@ -137,6 +138,7 @@ class _Said:
     """The tokenizer files of a folder, read; nothing is built yet."""
 
     folder: str
+    class_name: str  # without Fast
     kind: str  # _BERT, _XLM_ROBERTA or _AS_IS
     whole: bool  # the library's object is all of tokenizer.json
     text: str | None  # tokenizer.json as it is; None: vocab.txt
@@ -173,6 +175,15 @@ class _Said:
         if value in ("left", "right"):
             return value
         raise ConfigError(f'{self.where("truncation_side")} = {_shown(value)}; it must be "left" or "right"')
+
+    def typed(self) -> bool:
+        """Whether the model is told the types of a pair's tokens; without, all are of the first."""
+        told = self.kind == _BERT and self.class_name != "DistilBertTokenizer"
+        preset = ["token_type_ids"] if told else []
+        names = self.settings.get("model_input_names", preset)
+        if not isinstance(names, list):
+            raise ConfigError(f"{self.where('model_input_names')} = {_shown(names)}; it must be a list of names")
+        return "token_type_ids" in names
 
     def named(self) -> dict[str, Token]:
         """Special tokens by what they are for, in the order in which they get ids."""
@@ -230,7 +241,9 @@ def _read(checkpoint: Checkpoint) -> _Said:
     ignored = os.environ.get("FIRESTEEL_IGNORE_KEYS", "").replace(" ", "").split(",")
     settings = {key: value for key, value in checkpoint.tokenizer_config.items() if key not in ignored}
     # Without a tokenizer.json there is nothing to take as it is: the class counts, whoever ignores it.
-    kind = _AS_IS if "tokenizer_class" in ignored and has_json else _kind(checkpoint, has_json)
+    as_it_is = "tokenizer_class" in ignored and has_json
+    class_name = "PreTrainedTokenizer" if as_it_is else _class(checkpoint, has_json)
+    kind = _CLASSES[class_name]
     if not has_json:
         _check_vocab_alone(folder, vocabulary, kind)
     _check_keys(os.path.join(folder, "tokenizer_config.json"), settings)
@@ -241,6 +254,7 @@ def _read(checkpoint: Checkpoint) -> _Said:
     special_map = optional_json(os.path.join(folder, "special_tokens_map.json"))
     said = _Said(
         folder=folder,
+        class_name=class_name,
         kind=kind,
         # transformers saves what it was called with, and with this it leaves the file as it is, all but the ends
         whole=kind == _AS_IS or (has_json and bool(settings.get("trust_remote_code"))),
@@ -255,15 +269,15 @@ def _read(checkpoint: Checkpoint) -> _Said:
     return said
 
 
-def _kind(checkpoint: Checkpoint, has_json: bool) -> str:
-    """Which of the three ways belongs to the class that the files name."""
+def _class(checkpoint: Checkpoint, has_json: bool) -> str:
+    """The class that the files name, or that belongs to the model_type; a key of _CLASSES."""
     path, name = "tokenizer_config.json", checkpoint.tokenizer_config.get("tokenizer_class")
     if name is None:
         path, name = "config.json", checkpoint.config.get("tokenizer_class")
     if name is None:
-        return _OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), _AS_IS)
+        return _OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), "PreTrainedTokenizer")
     if isinstance(name, str) and name.removesuffix("Fast") in _CLASSES:
-        return _CLASSES[name.removesuffix("Fast")]
+        return name.removesuffix("Fast")
     said = f"{os.path.join(checkpoint.folder, path)}: tokenizer_class = {_shown(name)}"
     made = ", ".join(name for name, kind in _CLASSES.items() if kind != _AS_IS)
     if not has_json:
@@ -536,7 +550,8 @@ def _finish(built: tokenizers.Tokenizer, said: _Said) -> None:
     if said.kind != _AS_IS:
         first, last = ("cls", "sep") if said.kind == _BERT else ("bos", "eos")
         cls, sep = said.required(first), said.required(last)
-        built.post_processor = processors.BertProcessing((sep, built.token_to_id(sep)), (cls, built.token_to_id(cls)))
+        make = processors.BertProcessing if said.kind == _BERT else processors.RobertaProcessing
+        built.post_processor = make((sep, built.token_to_id(sep)), (cls, built.token_to_id(cls)))
     if said.flag("split_special_tokens", False):
         if not hasattr(built, "encode_special_tokens"):
             where = said.where("split_special_tokens")

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 
 from .. import _core
 from .._core import ConfigError, RequestError
-from ..engine.options import check_prompt, engine_options, prompt_text
+from ..engine.options import check_prompt, check_truncate, engine_options, prompt_text
 from ..host.settings import ignore_keys_of_session
 from ..host.text import one_line
 from ..host.values import plain
@@ -140,8 +140,7 @@ def _check_hidden_states(request: dict[str, object], said_by: str) -> None:
 
 
 def _check_length(request: dict[str, object]) -> None:
-    if request["truncate"] is not True and request["truncate"] != "error":
-        raise RequestError(f'truncate is {request["truncate"]!r}; True or "error" belongs there')
+    check_truncate(request["truncate"])
     _check_count("max_length", request["max_length"])
 
 
