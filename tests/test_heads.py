@@ -51,6 +51,7 @@ def sentence_of(folder, head):
     return (
         f"{folder}: has a head, {head}, that vectors are made without: they are its encoder's hidden states, pooled, "
         f"and say nothing of its labels or scores"
+        + ("; classify and rerank give those" if "ForSequenceClassification" in head else "")
     )
 
 

@@ -4,18 +4,19 @@ Everything goes one way: rows -> windows -> token ids -> jobs of the C engine, w
 The first window is small and each next one twice as large, so the devices start at once and tokenising a window happens
 while they compute the one before. Nothing waits until the caller asks for a result.
 
-    Engine.start_embed, Engine.start_hidden_states -> Pending
+    Engine.start_embed, start_classify, start_rerank, start_hidden_states -> Pending
                                          faults of rows are values, Pending.result() waits; what the Spark side uses
-    Engine.embed, Engine.hidden_states   the same, waited for; faults of rows raise RequestError
+    Engine.embed, classify, rerank, hidden_states
+                                         the same, waited for; faults of rows raise RequestError
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
@@ -24,16 +25,21 @@ from .._core import ConfigError, Error, RequestError
 from ..host.values import plain
 from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
+from ..model.labels import NONE, classifier_of, label_names, reranker_of
 from ..model.locate import find
 from ..model.sentence import pooling_modes
-from ..model.tokenizer import RowError, Tokenizer, set_threads
+from ..model.tokenizer import Tokenizer, set_threads
 from .claims import Claim, open_engine
-from .given import as_rows, hold_texts
+from .given import as_pairs, as_rows, hold_texts
 from .options import check_truncate, engine_options, prompt_text
+from .pending import Pending, plain_empty, result_or_error
 from .placement import Placement, placement_of
-from .rows import FlatRows, Rows, Window, encoded, joined, window_of, windows_of
+from .rows import FlatRows, Rows, encoded, joined, window_of, windows_of
+from .scores import activated, first_of
 
-LISTED_ROWS = 20  # bad rows that a RequestError spells out
+_SCORED = ("classify", "rerank")  # by a head, whose logits are one row's result
+# How errors call what a task is given.
+_SIDES = {"embed": ("texts", ""), "classify": ("texts", "text_pairs"), "rerank": ("queries", "documents")}
 
 
 class Engine:
@@ -115,6 +121,7 @@ class Engine:
         self._width: int = settings["width"]
         self._positions: int = settings["positions"]
         self._any_length: bool = settings["any_length"]
+        self._labels: int = settings["labels"]
         self._rows: str = settings["rows"]
         self._targets: str | None = settings["targets"]
 
@@ -156,7 +163,7 @@ class Engine:
 
             engine.embed(["how do I parse a date?"], prompt="query: ")      # float32 [1, 384]
         """
-        return _all_or_error(
+        return result_or_error(
             self.start_embed(texts, pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name)
         )
 
@@ -182,6 +189,104 @@ class Engine:
             "embed", texts, pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name=prompt_name
         )
 
+    def classify(
+        self,
+        texts: Rows,
+        text_pairs: Rows | None = None,
+        max_length: int | None = None,
+        truncate: bool | str = True,
+        raw: bool = False,
+    ) -> np.ndarray:
+        """A classifier's scores: float32 [rows, labels], labels in the order of `settings["labels"]`.
+
+        They are those of transformers' text-classification pipeline: softmax over the labels; sigmoid of each where
+        config.json's problem_type is multi_label_classification, or there is one label; nothing is done for regression.
+
+        texts       as in `embed`
+        text_pairs  second texts, one for each row, of models that judge pairs; the longer of both is cut first
+        max_length, truncate    as in `embed`
+        raw         the logits, as they are
+
+        Raises ConfigError where the model has no head of a *ForSequenceClassification, and RequestError as `embed`.
+
+        Example::
+
+            scores = engine.classify(["what a fine day"])       # float32 [1, 2]
+            [engine.settings["labels"][best] for best in scores.argmax(axis=1)]       # ["POSITIVE"]
+        """
+        return result_or_error(self.start_classify(texts, text_pairs, max_length, truncate, raw))
+
+    def start_classify(
+        self,
+        texts: Rows,
+        text_pairs: Rows | None = None,
+        max_length: int | None = None,
+        truncate: bool | str = True,
+        raw: bool = False,
+    ) -> Pending:
+        """As `classify`, but returns once all rows are queued; a missing value on either side is a null row: no work.
+
+        Example::
+
+            scores, errors = engine.start_classify(["one", None]).result()     # float32 [2, 2], the second row NaN; []
+        """
+        raw = _truth("raw", raw)
+        head = classifier_of(self._checkpoint, self._labels)
+        finish = partial(activated, activation=NONE if raw else head.activation)
+        return self._start(
+            "classify", texts, "auto", False, max_length, "", None, truncate, pairs=text_pairs, finish=finish
+        )
+
+    def rerank(
+        self,
+        queries: str | Rows,
+        documents: Rows,
+        max_length: int | None = None,
+        truncate: bool | str = True,
+        raw: bool = False,
+    ) -> np.ndarray:
+        """How well each document answers its query: float32 [rows], higher is better.
+
+        They are the scores of sentence-transformers' CrossEncoder: of a head with one label, through the activation
+        that the folder names (`activation_fn`, `sbert_ce_default_activation_function`), else a sigmoid.
+
+        queries     one text for all documents, or one for each
+        documents   texts; the longer of query and document is cut first
+        max_length, truncate    as in `embed`
+        raw         the logits, as they are
+
+        Raises ConfigError where the model's head has not one label, and RequestError as `embed`.
+
+        Example::
+
+            scores = engine.rerank("how do I parse a date?", ["to_date(column, format)", "a fine day"])
+            best = scores.argsort()[::-1]
+        """
+        return result_or_error(self.start_rerank(queries, documents, max_length, truncate, raw))
+
+    def start_rerank(
+        self,
+        queries: str | Rows,
+        documents: Rows,
+        max_length: int | None = None,
+        truncate: bool | str = True,
+        raw: bool = False,
+    ) -> Pending:
+        """As `rerank`, but returns once all rows are queued; a missing value on either side is a null row: no work.
+
+        Example::
+
+            scores, errors = engine.start_rerank("a query", ["a document", None]).result()    # float32 [2], []
+        """
+        head = reranker_of(self._checkpoint, self._labels, _truth("raw", raw))
+        documents = as_rows(documents, "documents")
+        if isinstance(queries, str):
+            queries = [queries] * len(documents)
+        finish = partial(first_of, activation=head.activation)
+        return self._start(
+            "rerank", queries, "auto", False, max_length, None, None, truncate, pairs=documents, finish=finish
+        )
+
     def hidden_states(self, rows: Rows, targets: Rows | None = None) -> list[np.ndarray]:
         """transformers' last_hidden_state, or the output of a PyTorch module: float32 [tokens, hidden] a row.
 
@@ -198,7 +303,7 @@ class Engine:
 
             engine.hidden_states([[101, 7592, 102]])[0].shape      # (3, 384)
         """
-        return _all_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True, targets))
+        return result_or_error(self._start("hidden_states", rows, "auto", False, None, "", None, True, targets))
 
     def start_hidden_states(
         self, rows: Rows, targets: Rows | None = None, max_length: int | None = None, truncate: bool | str = True
@@ -229,6 +334,7 @@ class Engine:
         return {
             **self._core.settings,
             "folder": self._checkpoint.folder,
+            "labels": list(label_names(self._checkpoint.config, self._labels)),
             "pooling": list(sentence.pooling),
             "normalize": sentence.normalize,
             "max_length": self._max_length(None),
@@ -319,6 +425,8 @@ class Engine:
         truncate: object,
         targets: Rows | None = None,
         prompt_name: object = None,
+        pairs: Rows | None = None,
+        finish: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> Pending:
         sentence = self._checkpoint.sentence
         pooling, normalize, max_length, prompt, dimensions, truncate, prompt_name = map(
@@ -330,15 +438,18 @@ class Engine:
         if not isinstance(normalize, bool):
             raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
         check_truncate(truncate)
-        width = self._width * max(1, len(modes))
+        width = self._labels if task in _SCORED else self._width * max(1, len(modes))
         keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
         most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
-        rows = as_rows(rows, "texts" if task == "embed" else "rows")
+        names = _SIDES.get(task, ("rows", ""))
+        rows = as_rows(rows, names[0])
         texts = hold_texts(rows)
+        if pairs is not None:
+            pairs, texts = as_pairs(rows, pairs, names), True
         if task == "hidden_states":
             targets = self._checked_targets(targets, len(rows))
-        else:
+        elif task == "embed":
             warn_of_head(self._checkpoint.folder, self._checkpoint.head)
         if texts and self._rows == "features":
             raise RequestError(f"the rows are texts; the model takes features, numbers [tokens, {self._width}]")
@@ -355,12 +466,15 @@ class Engine:
         sides = ((rows, self._rows), (targets, self._targets))
         features = [side for side, kind in sides if kind == "features" and isinstance(side, list)]
 
-        pending = Pending(task, len(rows), keep or width, getattr(self._core, "empty", plain_empty))
+        pending = Pending(task, len(rows), keep or width, getattr(self._core, "empty", plain_empty), finish)
         options = {"task": task, "pooling": modes, "normalize": normalize, "dimensions": keep}
+        if task in _SCORED:
+            options = {"task": "classify"}
         try:
-            for begin, end in windows_of(rows, texts, features, self._width):
+            for begin, end in windows_of(rows, texts, features, self._width, pairs):
                 if texts:
-                    window = encoded(tokenizer, rows[begin:end], limit, truncate, prefix)
+                    seconds = None if pairs is None else pairs[begin:end]
+                    window = encoded(tokenizer, rows[begin:end], limit, truncate, prefix, seconds)
                 else:
                     window = window_of(rows, begin, end, most, self._rows, self._width)
                 if targets is not None:
@@ -397,151 +511,8 @@ class Engine:
             return self._tokenizer
 
 
-class Pending:
-    """Rows on their way. `tokens` int32 [rows]: what each row costs, 0 where it is null or has a fault.
-
-    Dropping it without asking for the result cancels what has not run.
-    """
-
-    def __init__(self, task: str, rows: int, width: int, empty: Callable[[int, int], np.ndarray]) -> None:
-        self._empty = empty  # [rows, width]: where results are written
-        self.tokens = np.zeros(rows, np.int32)
-        self.nulls = np.zeros(rows, bool)
-        self._task = task
-        self._width = width
-        self._parts: list[_Part] = []
-        self._errors: list[RowError] = []
-        self._lock = threading.Lock()
-        self._collected: tuple[np.ndarray | list[np.ndarray], list[RowError]] | None = None
-        # One array for all windows; rows that are not computed are NaN, so that none is taken for a vector.
-        self._vectors = empty(rows, width) if task == "embed" else plain_empty(0, 0)
-
-    def __reduce__(self) -> str:
-        raise RequestError(
-            "rows on their way live in the process that asked for them, and can be neither pickled nor copied: ask for "
-            "their result, or ask inside the function that runs elsewhere"
-        )
-
-    def result(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
-        """Waits. (float32 [rows, dimension], [(row, row code, sentence), ...]); null and faulty rows are NaN.
-
-        Raises what failed the whole request: DeviceError, OutOfMemory, RequestError after `cancel`. Ctrl-C cancels.
-        """
-        self._wait()
-        with self._lock:
-            if self._collected is None:
-                self._collected = self._collect()
-            return self._collected
-
-    def flat_result(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
-        """As `result`, for hidden states, and without an object a row: they lie one after the other.
-
-        (float32 [T, hidden], int64 [rows + 1], where the tokens of each row begin and end, errors). Null and faulty
-        rows have no tokens.
-        """
-        self._wait()
-        with self._lock:
-            return self._collect_flat()
-
-    @property
-    def known(self) -> tuple[int, int]:
-        """Rows, once there is a result: (that a manager knew from before, that were copied from an equal row)."""
-        jobs = [part.job for part in self._parts]
-        return sum(job.hits for job in jobs), sum(job.duplicates for job in jobs)
-
-    def cancel(self) -> None:
-        """Takes what has not run out of the queue; afterwards nothing writes to the result any more."""
-        for part in reversed(self._parts):  # a job waits for its batches that run; cancelled later, it would start more
-            part.job.cancel()
-
-    def _submit(self, core: _core.Engine, begin: int, end: int, window: Window, options: Mapping[str, object]) -> None:
-        """Queues rows [begin, end), of which `window` holds those that can be computed."""
-        self._errors += [(begin + row, code, sentence) for row, code, sentence in window.errors]
-        self.nulls[begin:end] = window.nulls
-        count = len(window.offsets) - 1
-        rows = np.arange(begin, end) if window.rows is None else begin + window.rows
-        self.tokens[rows] = np.diff(window.offsets)
-        told = {}
-        counted = window.offsets  # whose tokens the result has
-        if window.targets is not None:
-            counted = window.targets.offsets
-            self.tokens[rows] += np.diff(counted).astype(np.int32)
-            told = {"targets": window.targets.ids, "target_offsets": counted}
-        if self._task != "embed":
-            out = self._empty(int(counted[-1]), self._width)
-        elif count == end - begin:
-            out = self._vectors[begin:end]
-        else:
-            self._vectors[begin:end] = np.nan
-            out = self._empty(count, self._width)
-        if count:
-            job = core.submit(window.ids, window.offsets, out, **options, **told)
-            self._parts.append(_Part(job, rows, counted, out))
-
-    def _collect(self) -> tuple[np.ndarray | list[np.ndarray], list[RowError]]:
-        errors = list(self._errors)
-        states = [np.empty((0, self._width), np.float32)] * len(self.tokens)
-        for part in self._parts:
-            failed = [(int(part.rows[row]), code, sentence) for row, code, sentence in part.job.errors]
-            errors += failed
-            if self._task != "embed":
-                for row, begin, end in zip(part.rows, part.offsets, part.offsets[1:], strict=False):
-                    states[row] = part.out[begin:end]
-            elif not np.may_share_memory(part.out, self._vectors):
-                self._vectors[part.rows] = part.out
-            for row, _, _ in failed:
-                self.tokens[row] = 0
-                if self._task == "embed":
-                    self._vectors[row] = np.nan
-        return (self._vectors if self._task == "embed" else states), sorted(errors)
-
-    def _wait(self) -> None:
-        try:
-            for part in self._parts:
-                part.job.wait()
-        except BaseException:
-            self.cancel()
-            raise
-
-    def _collect_flat(self) -> tuple[np.ndarray, np.ndarray, list[RowError]]:
-        errors = list(self._errors)
-        lengths = np.zeros(len(self.tokens), np.int64)
-        flat = []
-        for part in self._parts:  # in the order of their rows
-            sizes, states = np.diff(part.offsets), part.out
-            if failed := part.job.errors:
-                good = np.ones(len(sizes), bool)
-                good[[row for row, _, _ in failed]] = False
-                states, sizes = states[np.repeat(good, sizes)], sizes * good
-                self.tokens[part.rows[~good]] = 0
-                errors += [(int(part.rows[row]), code, sentence) for row, code, sentence in failed]
-            lengths[part.rows] = sizes
-            flat.append(states)
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        if len(flat) == 1:
-            return flat[0], offsets, sorted(errors)
-        return np.concatenate([np.empty((0, self._width), np.float32), *flat]), offsets, sorted(errors)
-
-
-class _Part(NamedTuple):
-    job: _core.Job
-    rows: np.ndarray  # int64, where its rows stand in the request
-    offsets: np.ndarray
-    out: np.ndarray
-
-
-def _all_or_error(pending: Pending) -> np.ndarray | list[np.ndarray]:
-    found, errors = pending.result()
-    none = "the row is missing (None, NaN or NA); a text or a list of token ids belongs there"
-    errors = sorted(errors + [(row, "SCHEMA", none) for row in np.flatnonzero(pending.nulls).tolist()])
-    if not errors:
-        return found
-    listed = "; ".join(f"row {row} ({code}): {sentence}" for row, code, sentence in errors[:LISTED_ROWS])
-    rest = f"; and {len(errors) - LISTED_ROWS} more" if len(errors) > LISTED_ROWS else ""
-    failure = RequestError(f"{len(errors)} of {len(pending.tokens)} rows cannot be computed: {listed}{rest}")
-    failure.rows = errors
-    raise failure
-
-
-def plain_empty(rows: int, width: int) -> np.ndarray:
-    return np.empty((rows, width), np.float32)
+def _truth(name: str, value: object) -> bool:
+    value = plain(value)
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}; True or False belongs there")
+    return value

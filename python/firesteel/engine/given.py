@@ -52,6 +52,20 @@ def hold_texts(rows: FlatRows | list[object]) -> bool:
     return texts > 0 and texts >= others
 
 
+def as_pairs(rows: FlatRows | list[object], given: object, names: tuple[str, str]) -> list[object]:
+    """The second texts, one for each of the rows. Raises RequestError, which calls the two sides by `names`."""
+    first, second = names
+    pairs = as_rows(given, second)
+    for side, name in ((rows, first), (pairs, second)):
+        if isinstance(side, FlatRows) or not (hold_texts(side) or all(row is None for row in side)):
+            raise RequestError(
+                f"{name} has rows of token ids; a pair is two texts, as ids do not tell where the second begins"
+            )
+    if len(pairs) != len(rows):
+        raise RequestError(f"{first} has {len(rows)} rows and {second} has {len(pairs)}; a pair has one of each")
+    return pairs
+
+
 def _flat(given: FlatRows) -> FlatRows:
     parts = (given.ids, given.offsets, given.nulls)
     ids, offsets, nulls = (None if part is None else np.asarray(part) for part in parts)

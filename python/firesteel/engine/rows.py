@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._core import RequestError
-from ..model.tokenizer import RowError, Tokenizer, Truncate
+from ..model.tokenizer import TYPE_BITS, RowError, Tokenizer, Truncate
 
 FIRST_WINDOW = 256  # rows; the next ones double, up to
 LAST_WINDOW = 4096
@@ -48,14 +48,24 @@ class Window(NamedTuple):
     targets: FlatRows | None = None  # of the same rows
 
 
-def encoded(tokenizer: Tokenizer, texts: list[object], limit: int, truncate: Truncate, prompt: str) -> Window:
+def encoded(
+    tokenizer: Tokenizer,
+    texts: list[object],
+    limit: int,
+    truncate: Truncate,
+    prompt: str,
+    pairs: list[object] | None = None,
+) -> Window:
+    """pairs: second texts, one a row. A row of which either is None is null."""
     live = None
     nulls: np.ndarray | bool = False
-    if type(None) in set(map(type, texts)):
-        nulls = np.fromiter((text is None for text in texts), bool, len(texts))
+    sides = [texts] if pairs is None else [texts, pairs]
+    if any(type(None) in set(map(type, side)) for side in sides):
+        nulls = np.any([[text is None for text in side] for side in sides], axis=0)
         live = np.flatnonzero(~nulls)
-        texts = [text for text in texts if text is not None]
-    ids, offsets, errors = tokenizer.encode(texts, limit, truncate, prompt)
+        sides = [[side[row] for row in live] for side in sides]
+    texts, *seconds = sides
+    ids, offsets, errors = tokenizer.encode(texts, limit, truncate, prompt, *seconds)
     if errors:
         good = np.ones(len(texts), bool)
         good[[row for row, _, _ in errors]] = False
@@ -86,8 +96,9 @@ def window_of(rows: FlatRows | list[object], begin: int, end: int, limit: int | 
     for row in np.flatnonzero(good & (lengths > (limit or np.inf))).tolist():
         errors.append((row, "TOO_LONG", f"the row has {lengths[row]} tokens; the limit is {limit}"))
         good[row] = False
-    if kind == "ids" and ids.dtype != np.int32:  # what does not fit cannot be in any vocabulary; the engine checks more
-        for at in np.flatnonzero((ids < -(2**31)) | (ids >= 2**31)).tolist():
+    if kind == "ids" and ids.size and (int(ids.max()) >> TYPE_BITS or ids.dtype != np.int32):
+        # What does not fit, or would be a token's type, is in no vocabulary; the engine checks more.
+        for at in np.flatnonzero((ids < -(2**31)) | (ids >= 1 << TYPE_BITS)).tolist():
             row = int(np.searchsorted(offsets, at, side="right")) - 1
             if good[row]:
                 sentence = f"the row has the token id {ids[at]} at place {at - offsets[row]}, which is in no vocabulary"
@@ -238,20 +249,31 @@ def _check_kind(flat: np.ndarray, kind: str, width: int) -> None:
 
 
 def windows_of(
-    rows: FlatRows | list[object], texts: bool, features: Sequence[list[object]] = (), width: int = 0
+    rows: FlatRows | list[object],
+    texts: bool,
+    features: Sequence[list[object]] = (),
+    width: int = 0,
+    pairs: list[object] | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """features: of rows and targets those that are lists of features of this width, which will be copied together."""
+    """features: of rows and targets those that are lists of features of this width, which will be copied together.
+    pairs: second texts, one a row."""
     begin, most = 0, FIRST_WINDOW
     while begin < len(rows):
         end = min(len(rows), begin + most)
         if texts:
-            sizes = [len(text) if isinstance(text, str) else 0 for text in rows[begin:end]]
+            sizes = _characters(rows[begin:end])
+            if pairs is not None:
+                sizes += _characters(pairs[begin:end])
             end = begin + _fitting(sizes, WINDOW_CHARACTERS)
         for side in features:
             sizes = [width * _length(row) for row in side[begin:end]]
             end = begin + _fitting(sizes, WINDOW_FLOATS)
         yield begin, end
         begin, most = end, min(2 * most, LAST_WINDOW)
+
+
+def _characters(texts: list[object]) -> np.ndarray:
+    return np.array([len(text) if isinstance(text, str) else 0 for text in texts], np.int64)
 
 
 def _length(row: object) -> int:
@@ -261,6 +283,6 @@ def _length(row: object) -> int:
         return 0
 
 
-def _fitting(sizes: Sequence[int], most: int) -> int:
+def _fitting(sizes: Sequence[int] | np.ndarray, most: int) -> int:
     """How many of the first ones fit together, one in any case."""
     return max(1, int(np.searchsorted(np.cumsum(sizes, dtype=np.int64), most, side="right")))

@@ -292,7 +292,7 @@ class _Part:
 
     def _results(self) -> np.ndarray:
         """int64 [rows + 1]: which rows of `out` are a row's."""
-        if self.options["task"] == "embed":
+        if self.options["task"] != "hidden_states":
             return np.arange(self.rows + 1, dtype=np.int64)
         return self.options.get("target_offsets", self.arrays[1])
 

@@ -4,6 +4,7 @@ locate       every name a model may have -> a folder
 node_cache   what lies on a mount or in a registry, copied once a node
 checkpoint   a folder's config, tensors and sentence-transformers settings, checked
 heads        heads that vectors are made without, told once
+labels       what the logits of a classifier's head mean: names, and how they become scores
 kinds        what a folder is that does not run here, in one sentence
 safetensors  which files hold the weights, and where every tensor lies in them
 sentence     modules.json and the settings beside it -> how a vector is made

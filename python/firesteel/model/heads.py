@@ -51,6 +51,7 @@ def warn_of_head(folder: str, head: str | None) -> None:
     sentence = one_line(
         f"{folder}: has a head, {head}, that vectors are made without: they are its encoder's hidden states, pooled, "
         f"and say nothing of its labels or scores"
+        + ("; classify and rerank give those" if "ForSequenceClassification" in head else "")
     )
     with _telling:
         if sentence in _told:

@@ -5,6 +5,8 @@
     Normalize   -> of length 1        a second one changes nothing
     Dropout                           changes nothing where nothing is trained
 
+A CrossEncoder's Transformer, which is a classifier, stands alone; what becomes of its logits labels.py says.
+
 A chain of other modules, and a key that may change the mathematics, is refused by name.
 """
 
@@ -54,6 +56,13 @@ _TRANSFORMER_NEUTRAL = {
     **dict.fromkeys(("model_kwargs", "processor_kwargs", "config_kwargs"), (None, {})),
 }
 
+# The same of a CrossEncoder, whose only module it is.
+_CLASSIFIER_NEUTRAL = _TRANSFORMER_NEUTRAL | {
+    "transformer_task": ("sequence-classification",),
+    "modality_config": (None, {"text": {"method": "forward", "method_output_name": "logits"}}),
+    "module_output_name": (None, "scores"),
+}
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -67,6 +76,7 @@ class Sentence:
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
+    activation: str | None = None  # of a CrossEncoder's scores, a class of torch's by name
 
 
 class Module(NamedTuple):
@@ -98,6 +108,8 @@ def read_modules(root: str) -> list[Module]:
         modules.append(Module(name, inside(root, module["path"], "modules.json")))
         folder_there(modules[-1].folder)  # a file in its place is an error; of modules without settings none need be
     order = [module.kind for module in modules]
+    if order == ["Transformer"]:  # a CrossEncoder's, or so read_sentence finds
+        return modules
     if order[:2] != ["Transformer", "Pooling"] or not set(order[2:]) <= {"Normalize", "Dropout"}:
         raise ConfigError(
             f"{path}: the modules are {', '.join(order)}; only Transformer, Pooling and then Normalize or Dropout run"
@@ -118,11 +130,19 @@ def read_sentence(
         return Sentence(max_length=length)
 
     path, transformer = _transformer(folder)
-    _expect_known(path, transformer, ("max_seq_length", "do_lower_case"), _TRANSFORMER_NEUTRAL)
+    if len(modules) == 1 and transformer.get("transformer_task") != "sequence-classification":
+        raise ConfigError(
+            f"{os.path.join(root, 'modules.json')}: the modules are Transformer; alone it has to be a classifier of a "
+            f'CrossEncoder, whose settings say transformer_task = "sequence-classification"'
+        )
+    neutral = _TRANSFORMER_NEUTRAL if len(modules) > 1 else _CLASSIFIER_NEUTRAL
+    _expect_known(path, transformer, ("max_seq_length", "do_lower_case"), neutral)
     length = _optional_int(path, transformer, "max_seq_length") or length
     lower = _flag(path, transformer, "do_lower_case")
 
-    pooling, include_prompt = _pooling(os.path.join(modules[1].folder, "config.json"), config)
+    pooling, include_prompt = ("mean",), True
+    if len(modules) > 1:
+        pooling, include_prompt = _pooling(os.path.join(modules[1].folder, "config.json"), config)
     for module in modules[2:]:
         path = os.path.join(module.folder, "config.json")
         if module.kind == "Normalize":
@@ -134,7 +154,11 @@ def read_sentence(
     path = os.path.join(root, "config_sentence_transformers.json")
     settings = optional_json(path)
     known = ("__version__", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
-    _expect_known(path, settings, known, {"model_type": (None, "SentenceTransformer")})
+    neutral = {"model_type": (None, "SentenceTransformer")}
+    if len(modules) == 1:
+        known += ("activation_fn",)
+        neutral = {"model_type": (None, "CrossEncoder"), "keep_in_fp32_modules": (None, [])}
+    _expect_known(path, settings, known, neutral)
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(f"{path}: prompts is no object from names to strings")
@@ -150,6 +174,7 @@ def read_sentence(
         prompts={name: text or "" for name, text in prompts.items()},
         default_prompt_name=default,
         truncate_dim=_optional_int(path, settings, "truncate_dim"),
+        activation=settings.get("activation_fn"),
     )
 
 

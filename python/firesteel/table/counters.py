@@ -22,7 +22,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .._core import Error
-from ..engine.engine import Engine, Pending
+from ..engine.engine import Engine
+from ..engine.pending import Pending
 from ..host import task
 
 PROPERTY = "firesteel.progress.token"  # HOST:PORT:TOKEN, of the job; its name has it hidden, see _watch

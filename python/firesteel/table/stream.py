@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from .._core import RequestError
-from ..engine.engine import Engine, Pending
+from ..engine.engine import Engine
+from ..engine.pending import Pending
 from ..model.locate import Located
 from . import columns
 from .counters import Silent

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from .._core import RequestError
-from ..engine.engine import Engine, Pending
+from ..engine.engine import Engine
+from ..engine.pending import Pending
 from . import columns
 from .job import Job
 
