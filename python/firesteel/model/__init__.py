@@ -9,6 +9,9 @@ kinds        what a folder is that does not run here, in one sentence
 safetensors  which files hold the weights, and where every tensor lies in them
 sentence     modules.json and the settings beside it -> how a vector is made
 tokenizer    text -> token ids
-tokenizer_files  which class the tokenizer files name and what it makes of them, as in transformers
+tokenizer_files  the rules of tokenizer files, as in transformers, and what must come out of them
+tokenizer_settings  what those files say: class, special and added tokens, keys
+tokenizer_classes  the library's object of each class
+sentencepiece_file  pieces, scores and map of characters of a SentencePiece file
 files        which files are there, opened and parsed; what is there and cannot be opened is an error
 """

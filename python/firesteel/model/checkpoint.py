@@ -21,10 +21,12 @@ from .sentence import TRANSFORMER_SETTINGS, Sentence, read_modules, read_sentenc
 
 # Not read, but without tokenizer.json a folder that has one is refused, on every machine alike.
 OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "tiktoken.model")
+# The first of these that is there; which of them can be used, the tokenizer's class says.
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *VOCABULARIES,
+    "merges.txt",
     "tokenizer_config.json",
-    "vocab.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     *OTHER_VOCABULARIES,
@@ -47,7 +49,7 @@ class Checkpoint:
     config: dict[str, object]
     tensors: list[Tensor]
     files: list[str]  # absolute paths
-    tokenizer_file: str | None  # tokenizer.json, else vocab.txt, else None
+    tokenizer_file: str | None  # the first of VOCABULARIES, or None
     tokenizer_config: dict[str, object]
     sentence: Sentence
     head: str | None = None  # a classifier's or such, by name; None: there is none
@@ -66,7 +68,7 @@ class Checkpoint:
         files, tensors = read_tensors(folder, config) if weights or has_weights(folder) else ([], [])
         found = [path for path in (os.path.join(folder, name) for name in NAMES_READ) if there(path)]
         tokenizer_config = optional_json(os.path.join(folder, "tokenizer_config.json"))
-        names = (os.path.join(folder, name) for name in ("tokenizer.json", "vocab.txt"))
+        names = (os.path.join(folder, name) for name in VOCABULARIES)
         return Checkpoint(
             folder=folder,
             config=config,
