@@ -122,6 +122,7 @@ class Engine:
         self._positions: int = settings["positions"]
         self._any_length: bool = settings["any_length"]
         self._labels: int = settings["labels"]
+        self._typed: bool = settings["token_types"] > 1
         self._rows: str = settings["rows"]
         self._targets: str | None = settings["targets"]
 
@@ -474,7 +475,7 @@ class Engine:
             for begin, end in windows_of(rows, texts, features, self._width, pairs):
                 if texts:
                     seconds = None if pairs is None else pairs[begin:end]
-                    window = encoded(tokenizer, rows[begin:end], limit, truncate, prefix, seconds)
+                    window = encoded(tokenizer, rows[begin:end], limit, truncate, prefix, seconds, self._typed)
                 else:
                     window = window_of(rows, begin, end, most, self._rows, self._width)
                 if targets is not None:

@@ -55,8 +55,10 @@ def encoded(
     truncate: Truncate,
     prompt: str,
     pairs: list[object] | None = None,
+    typed: bool = True,
 ) -> Window:
-    """pairs: second texts, one a row. A row of which either is None is null."""
+    """pairs: second texts, one a row; a row of which either is None is null. typed: whether the model has more than one
+    type of token; one that has not takes both texts alike, whatever its tokenizer says."""
     live = None
     nulls: np.ndarray | bool = False
     sides = [texts] if pairs is None else [texts, pairs]
@@ -66,6 +68,8 @@ def encoded(
         sides = [[side[row] for row in live] for side in sides]
     texts, *seconds = sides
     ids, offsets, errors = tokenizer.encode(texts, limit, truncate, prompt, *seconds)
+    if seconds and not typed:
+        ids &= (1 << TYPE_BITS) - 1
     if errors:
         good = np.ones(len(texts), bool)
         good[[row for row, _, _ in errors]] = False

@@ -16,7 +16,7 @@ def activated(logits: np.ndarray, activation: str) -> np.ndarray:
     if activation == NONE or not logits.size:
         return logits
     exact = logits.astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if activation == SIGMOID:
             return (1.0 / (1.0 + np.exp(-exact))).astype(np.float32)
         risen = np.exp(exact - exact.max(axis=1, keepdims=True))
