@@ -111,7 +111,7 @@ PROBLEMS = [
 @pytest.mark.parametrize(("kind", "labels", "problem"), PROBLEMS, ids=str)
 def test_classify_is_the_pipeline(tmp_path, texts, kind, labels, problem):
     folder = write(tmp_path / "model", kind, labels, problem_type=problem)
-    # The pipeline takes an empty second text for none, and CrossEncoder, as its tokenizer, for a text: as rerank, so here.
+    # The pipeline takes an empty second text for none; to CrossEncoder, and here, it is a text.
     pairs = [pair or " " for pair in texts[3:] + texts[:3]]
     both = [{"text": text, "text_pair": pair} for text, pair in zip(texts, pairs, strict=True)]
     with firesteel.Engine(folder, threads=1) as engine:

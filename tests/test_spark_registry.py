@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import json
 from pathlib import Path
 
 import firesteel
@@ -13,11 +14,19 @@ ROOM = Path(firesteel.spark.__file__).parent
 
 
 @pytest.fixture(scope="module")
-def names(spark, minilm):
+def names(spark, minilm, tmp_path_factory):
     """What an example may use without making it."""
     import pyspark.sql.functions as F
 
-    return {"spark": spark, "model": minilm, "firesteel": firesteel, "F": F}
+    made = {}
+    for name, labels in (("classifier", ["foul", "fair"]), ("reranker", ["LABEL_0"])):
+        folder = tmp_path_factory.mktemp("examples") / name
+        named = {"id2label": {str(place): label for place, label in enumerate(labels)}}
+        made[name] = str(tiny.write_architecture(folder, "bert", labels=len(labels)))
+        config = json.loads((folder / "config.json").read_text()) | named
+        (folder / "config.json").write_text(json.dumps(config))
+        tiny.write_tokenizer(folder)
+    return {"spark": spark, "model": minilm, "firesteel": firesteel, "F": F, **made}
 
 
 def test_spark_functions_are_public_names():

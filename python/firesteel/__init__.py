@@ -26,7 +26,18 @@ from .engine.placement import Placement, plan
 
 if TYPE_CHECKING:
     from .manager.remote import connect
-    from .spark import Report, embed_udf, hidden_states_udf, progress, register, release, score, warm
+    from .spark import (
+        Report,
+        classify_udf,
+        embed_udf,
+        hidden_states_udf,
+        progress,
+        register,
+        release,
+        rerank_udf,
+        score,
+        warm,
+    )
 
 __all__ = [
     "CheckpointError",
@@ -39,6 +50,7 @@ __all__ = [
     "Placement",
     "Report",
     "RequestError",
+    "classify_udf",
     "connect",
     "embed_udf",
     "hidden_states_udf",
@@ -46,10 +58,14 @@ __all__ = [
     "progress",
     "register",
     "release",
+    "rerank_udf",
     "score",
     "warm",
 ]
-_SPARK = ("Report", "embed_udf", "hidden_states_udf", "progress", "register", "release", "score", "warm")
+_SPARK = (
+    *("Report", "progress", "register", "release", "score", "warm"),
+    *("classify_udf", "embed_udf", "hidden_states_udf", "rerank_udf"),
+)
 
 
 def __getattr__(name: str) -> object:

@@ -111,7 +111,7 @@ def _refuse(given: object, name: str) -> None:
         raise RequestError(f"{name} is one {kind}; {belongs}: [text]")
     if type(given).__module__.startswith("pyspark."):
         raise RequestError(
-            f"{name} is a {kind} of Spark; {belongs}: firesteel.embed_udf and hidden_states_udf make functions of "
+            f"{name} is a {kind} of Spark; {belongs}: firesteel.embed_udf and its like make functions of "
             f"Spark's columns"
         )
     if isinstance(given, Mapping):

@@ -24,7 +24,7 @@ def register(spark: "SparkSession", name: str, udf: ColumnFunction) -> ColumnFun
     """
     if not isinstance(udf, ColumnFunction):
         raise ConfigError(
-            f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or hidden_states_udf, belongs there"
+            f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or its like, belongs there"
         )
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ConfigError(f"name is {name!r}; letters, digits and _ make a name that SQL can call")

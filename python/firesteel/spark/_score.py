@@ -48,7 +48,7 @@ def score(df: "DataFrame", udf: ColumnFunction, *columns: "Column | str", output
     """
     if not isinstance(udf, ColumnFunction):
         raise ConfigError(
-            f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or hidden_states_udf, belongs there"
+            f"udf is a {type(udf).__name__}; what firesteel.embed_udf returns, or its like, belongs there"
         )
     if not hasattr(df, "mapInArrow"):
         raise ConfigError(

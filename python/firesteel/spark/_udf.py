@@ -1,4 +1,4 @@
-"""A Job as a column function: what `embed_udf` and `hidden_states_udf` return.
+"""A Job as a column function: what `embed_udf` and its like return.
 
 The function that Spark pickles is made here, a closure over the Job alone; everything it calls is pickled by name, so
 firesteel must be installed on the executors and nothing of it travels.
@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyspark.sql.functions as F
-from pyspark.sql.types import ArrayType, DataType, FloatType, IntegerType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    FloatType,
+    IntegerType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+)
 from pyspark.sql.utils import is_remote
 
 from .._core import ConfigError, RequestError
@@ -26,14 +35,19 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import Column
 
-COLUMNS = {"embed": (1, 1), "hidden_states": (1, 2)}  # by task: how many go in, at least and at most
+# By task: how many columns go in, at least and at most, and how a sentence calls them.
+COLUMNS = {"embed": (1, 1), "classify": (1, 2), "rerank": (2, 2), "hidden_states": (1, 2)}
+_NAMES = {
+    "embed": ("the column",),
+    "classify": ("the column", "the second texts"),
+    "rerank": ("the queries", "the documents"),
+    "hidden_states": ("the column", "the targets"),
+}
 
 
 def result_type(job: Job) -> DataType:
     """The Spark type of what the job makes of a row."""
-    result: DataType = ArrayType(FloatType())
-    if dict(job.request).get("output") == "all":
-        result = ArrayType(result)
+    result = _of_task(job.task, dict(job.request))
     if not job.details:
         return result
     fields = {
@@ -47,12 +61,26 @@ def result_type(job: Job) -> DataType:
     return StructType([StructField(name, kind) for name, kind in fields.items()])
 
 
+def _of_task(task: str, request: dict[str, object]) -> DataType:
+    if task == "rerank":
+        return FloatType()
+    if task == "classify":
+        label = StructType([StructField("label", StringType()), StructField("score", FloatType())])
+        if request["scores"] is not None:
+            return MapType(StringType(), FloatType())
+        return label if request["top_k"] is None else ArrayType(label)
+    vector = ArrayType(FloatType())
+    return ArrayType(vector) if request.get("output") == "all" else vector
+
+
 def check_count(job: Job, given: int, function: str) -> None:
     """Raises ConfigError where the job does not take that many columns. `function` is how the user called it."""
     least, most = COLUMNS[job.task]
     if least <= given <= most:
         return
-    takes = "1 column" if most == 1 else f"{least} or {most} columns"
+    takes = "1 column" if most == 1 else f"{most} columns" if least == most else f"{least} or {most} columns"
+    if job.task == "rerank":
+        takes += ": the query first, then the document"
     way = "; concat_ws(' ', ...) makes one text of several" if given > most == 1 else ""
     raise ConfigError(f"{function} takes {takes}; {given} {'was' if given == 1 else 'were'} given{way}")
 
@@ -113,7 +141,7 @@ class ColumnFunction:
 
     def __repr__(self) -> str:
         plain: dict[str, object] = dict.fromkeys(("pooling", "normalize", "devices", "parallel", "dtype"), "auto")
-        plain |= {"truncate": True, "output": "all", "manager": True}
+        plain |= {"truncate": True, "output": "all", "manager": True, "raw": False}
         given = {name: value for name, value in self.job.engine + self.job.request if value != plain.get(name)}
         said = "".join(f", {name}={value!r}" for name, value in given.items())
         return f"{self.job.task}_udf({self.job.model.name!r}{said})"
@@ -152,10 +180,10 @@ def pandas_function(job: Job, name: str | None = None) -> "Callable[[Iterator[pd
     def compute(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         yield from map(to_series, rows(batches))
 
-    def compute_with_details(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+    def compute_with_fields(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from map(to_frame, rows(batches))
 
-    made = compute_with_details if job.details else compute
+    made = compute_with_fields if isinstance(result_type(job), StructType) else compute
     made.__name__ = job.task
     return made
 
@@ -203,5 +231,5 @@ def _from_pandas(given: "pd.Series | pd.DataFrame", column: str) -> pa.Array:
     )
 
 
-def _names(job: Job) -> tuple[str, str]:
-    return f"the column given to {job.task}_udf", f"the targets given to {job.task}_udf"
+def _names(job: Job) -> list[str]:
+    return [f"{name} given to {job.task}_udf" for name in _NAMES[job.task]]

@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from ..table.job import ENGINE, embed_job, refuse_unknown
+from ..table.job import ENGINE, hidden_states_job, refuse_unknown
 from . import _worker
 from ._everywhere import everywhere
 
@@ -25,7 +25,7 @@ def warm(spark: "SparkSession", model: str | os.PathLike[str], **options: object
     1
     """
     refuse_unknown("warm", options, list(ENGINE))
-    job = embed_job(model, said_by="warm", **options)
+    job = hidden_states_job(model, said_by="warm", **options)
     name, engine = job.model, job.engine
 
     def open_model() -> dict[str, object]:

@@ -213,7 +213,7 @@ def vectors(matrix: np.ndarray, good: np.ndarray) -> pa.Array:
     rows, width = matrix.shape
     values = pa.Array.from_buffers(pa.float32(), rows * width, [None, pa.py_buffer(matrix)])
     offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(width)
-    return pa.Array.from_buffers(FLOATS, rows, [_bitmap(good), pa.py_buffer(offsets)], children=[values])
+    return pa.Array.from_buffers(FLOATS, rows, [bitmap(good), pa.py_buffer(offsets)], children=[values])
 
 
 def states(flat: np.ndarray, offsets: np.ndarray, good: np.ndarray) -> pa.Array:
@@ -227,7 +227,7 @@ def states(flat: np.ndarray, offsets: np.ndarray, good: np.ndarray) -> pa.Array:
             f'take output="first", "last" or "mean", or shorter rows'
         )
     tokens = vectors(flat, np.ones(len(flat), bool))
-    buffers = [_bitmap(good), pa.py_buffer(offsets.astype(np.int32))]
+    buffers = [bitmap(good), pa.py_buffer(offsets.astype(np.int32))]
     return pa.Array.from_buffers(STATES, len(good), buffers, children=[tokens])
 
 
@@ -253,10 +253,10 @@ def details(
         pa.array(np.zeros(rows, np.int32), mask=nulls),
         reasons.dictionary_decode(),
     ]
-    return pa.Array.from_buffers(details_type(results.type), rows, [_bitmap(~nulls)], children=children)
+    return pa.Array.from_buffers(details_type(results.type), rows, [bitmap(~nulls)], children=children)
 
 
-def _bitmap(good: np.ndarray) -> pa.Buffer | None:
+def bitmap(good: np.ndarray) -> pa.Buffer | None:
     return None if good.all() else pa.py_buffer(np.packbits(good, bitorder="little"))
 
 
@@ -270,9 +270,12 @@ def from_series(series: pd.Series) -> pa.Array:
 
 
 def to_series(array: pa.Array) -> pd.Series:
-    """array<float> as one NumPy array a row, array<array<float>> as a list of them; views of one buffer, or None."""
+    """array<float> as one NumPy array a row, array<array<float>> as a list of them; views of one buffer, or None. What
+    else there is as Python's objects: maps and structs as dict."""
     import pandas as pd
 
+    if not _is_list(array.type) or pa.types.is_struct(array.type.value_type):
+        return _objects(array)
     values, offsets = array.values, array.offsets.to_numpy()
     values = list(to_series(values)) if _is_list(values.type) else values.to_numpy()
     cells = np.empty(len(array), object)
@@ -286,8 +289,7 @@ def to_frame(array: pa.Array) -> pd.DataFrame:
     import pandas as pd
 
     fields = dict(zip((field.name for field in array.type), array.flatten(), strict=True))
-    columns = {name: to_series(field) if _is_list(field.type) else _objects(field) for name, field in fields.items()}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({name: to_series(field) for name, field in fields.items()})
 
 
 def _objects(array: pa.Array) -> pd.Series:
@@ -295,4 +297,7 @@ def _objects(array: pa.Array) -> pd.Series:
 
     if pa.types.is_integer(array.type):
         return pd.Series(array.to_pylist(), dtype="Int32")
-    return pd.Series(array.to_pylist(), dtype=object)
+    rows = array.to_pylist()
+    if pa.types.is_map(array.type):
+        rows = [None if row is None else dict(row) for row in rows]
+    return pd.Series(rows, dtype=object)

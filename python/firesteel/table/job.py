@@ -22,6 +22,7 @@ from ..host.text import one_line
 from ..host.values import plain
 from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
+from ..model.labels import classifier_of, labels_by_files, one_name_each, reranker_of
 from ..model.locate import FORMS, Located, describe, resolve, unseen
 from ..model.sentence import pooling_modes
 
@@ -66,10 +67,22 @@ def embed_job(model: str | os.PathLike[str], *, said_by: str = "embed_udf", **op
     return _job("embed", model, request, _check_embed, said_by, options)
 
 
-def hidden_states_job(model: str | os.PathLike[str], **options: object) -> Job:
+def classify_job(model: str | os.PathLike[str], *, said_by: str = "classify_udf", **options: object) -> Job:
+    """As embed_job."""
+    request = dict(top_k=None, scores=None, max_length=None, truncate=True, raw=False)
+    return _job("classify", model, request, _check_classify, said_by, options)
+
+
+def rerank_job(model: str | os.PathLike[str], *, said_by: str = "rerank_udf", **options: object) -> Job:
+    """As embed_job."""
+    request = dict(max_length=None, truncate=True, raw=False)
+    return _job("rerank", model, request, _check_scored, said_by, options)
+
+
+def hidden_states_job(model: str | os.PathLike[str], *, said_by: str = "hidden_states_udf", **options: object) -> Job:
     """As embed_job."""
     request = dict(output="all", max_length=None, truncate=True)
-    return _job("hidden_states", model, request, _check_hidden_states, "hidden_states_udf", options)
+    return _job("hidden_states", model, request, _check_hidden_states, said_by, options)
 
 
 def _job(
@@ -102,7 +115,7 @@ def _job(
         raise ConfigError(f"max_errors is {max_errors!r}; a share of the rows from 0 to 1 belongs there")
     return Job(
         task=task,
-        model=_check_model(model, request, engine, said_by),
+        model=_check_model(task, model, request, engine, said_by),
         engine=tuple(sorted((name, _frozen(value)) for name, value in (engine | shared).items())),
         request=tuple(sorted((name, _frozen(value)) for name, value in request.items())),
         details=details,
@@ -139,6 +152,22 @@ def _check_hidden_states(request: dict[str, object], said_by: str) -> None:
     _check_length(request)
 
 
+def _check_classify(request: dict[str, object], said_by: str) -> None:
+    _check_count("top_k", request["top_k"])
+    scores = request["scores"]
+    if scores is not None and not (isinstance(scores, str) and scores == "all"):
+        raise RequestError(f'scores is {scores!r}; "all", or None, belongs there')
+    if scores is not None and request["top_k"] is not None:
+        raise RequestError('top_k makes an array of the best labels, and scores="all" a map of all; give one of them')
+    _check_scored(request, said_by)
+
+
+def _check_scored(request: dict[str, object], said_by: str) -> None:
+    if not isinstance(request["raw"], bool):
+        raise RequestError(f"raw is {request['raw']!r}; True or False belongs there")
+    _check_length(request)
+
+
 def _check_length(request: dict[str, object]) -> None:
     check_truncate(request["truncate"])
     _check_count("max_length", request["max_length"])
@@ -150,7 +179,7 @@ def _check_count(name: str, value: object) -> None:
 
 
 def _check_model(
-    model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object], said_by: str
+    task: str, model: str | os.PathLike[str], request: dict[str, object], engine: dict[str, object], said_by: str
 ) -> Located:
     """The model, with what its files look like. A folder that this machine does not have is left to the workers."""
     if not isinstance(model, (str, os.PathLike)) or not os.fspath(model):
@@ -165,7 +194,9 @@ def _check_model(
         name = one_line(checkpoint.folder)
         _core.trace(checkpoint.config, [1], None, name)  # unknown architectures and keys are named by the engine itself
         engine_options(**engine, config=checkpoint.config, folder=name)
-    if "prompt" in request:
+    if task in ("classify", "rerank"):
+        _check_head(task, checkpoint, request, located.with_weights)
+    if task == "embed":
         prompt_text(checkpoint.sentence, request["prompt"], request["prompt_name"])
         warn_of_head(checkpoint.folder, checkpoint.head)
     positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
@@ -183,3 +214,14 @@ def _check_model(
         width *= len(modes)
         raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
     return located
+
+
+def _check_head(task: str, checkpoint: Checkpoint, request: dict[str, object], with_weights: bool) -> None:
+    """What the engine would say of the head, as far as the files tell."""
+    labels = labels_by_files(checkpoint, with_weights)
+    if task == "rerank":
+        reranker_of(checkpoint, labels, request["raw"])
+        return
+    head = classifier_of(checkpoint, labels)
+    if request["scores"] is not None:
+        one_name_each(head.names, checkpoint.folder)

@@ -17,7 +17,8 @@ import pyarrow as pa
 from .._core import RequestError
 from ..engine.engine import Engine
 from ..engine.pending import Pending
-from . import columns
+from ..model.labels import one_name_each
+from . import columns, scores
 from .job import Job
 
 Columns = Sequence[pa.Array]
@@ -50,6 +51,69 @@ class Embed:
         return columns.vectors(matrix, good)
 
 
+class Classify:
+    """Texts or token ids, and second texts where there are two columns."""
+
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self._engine = engine
+        self._options = dict(job.request)
+        self._top_k, self._scores = self._options.pop("top_k"), self._options.pop("scores")
+        settings = engine.settings
+        self._names: list[str] = settings["labels"]
+        if self._scores is not None:
+            one_name_each(self._names, settings["folder"])
+        self._kind, self._width = settings["rows"], settings["width"]
+        self._row_bytes = 4 * len(self._names)
+        self.limit: int = self._options["max_length"] or settings["max_length"]
+
+    def cost(self, given: Columns) -> int:
+        return self._row_bytes * len(given[0])
+
+    def held(self, pending: Pending) -> int:
+        return self._row_bytes * len(pending.tokens)
+
+    def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
+        sides, faults = _sides(given, [self._kind] * 2, self._width, "of its pair")
+        return self._engine.start_classify(*sides, **self._options), faults
+
+    def wait(self, pending: Pending, good: np.ndarray) -> tuple[np.ndarray, list[columns.RowError]]:
+        return pending.result()
+
+    def array(self, found: np.ndarray, good: np.ndarray) -> pa.Array:
+        if self._scores is not None:
+            return scores.by_name(found, self._names, good)
+        if self._top_k is not None:
+            return scores.ranked(found, self._names, good, self._top_k)
+        return scores.best(found, self._names, good)
+
+
+class Rerank:
+    """Queries and documents."""
+
+    def __init__(self, job: Job, engine: Engine) -> None:
+        self._engine = engine
+        self._options = dict(job.request)
+        settings = engine.settings
+        self._kind, self._width = settings["rows"], settings["width"]
+        self.limit: int = self._options["max_length"] or settings["max_length"]
+
+    def cost(self, given: Columns) -> int:
+        return 4 * len(given[0])
+
+    def held(self, pending: Pending) -> int:
+        return 4 * len(pending.tokens)
+
+    def start(self, given: Columns) -> tuple[Pending, list[columns.RowError]]:
+        sides, faults = _sides(given, [self._kind] * 2, self._width, "of its document")
+        return self._engine.start_rerank(*sides, **self._options), faults
+
+    def wait(self, pending: Pending, good: np.ndarray) -> tuple[np.ndarray, list[columns.RowError]]:
+        return pending.result()
+
+    def array(self, found: np.ndarray, good: np.ndarray) -> pa.Array:
+        return scores.numbers(found, good)
+
+
 class HiddenStates:
     """Rows, and targets where there are two columns; the result has the tokens of the last one."""
 
@@ -73,13 +137,8 @@ class HiddenStates:
             raise RequestError(
                 "the targets are string; array<int> (token ids) or array<array<float>> (features) belongs there"
             )
-        (rows, faults), *targets = [
-            _side(array, kind, self._width) for array, kind in zip(given, self._kinds, strict=False)
-        ]
-        said = {row for row, _, _ in faults}
-        for _, more in targets:
-            faults += [(row, code, f"of its targets, {sentence}") for row, code, sentence in more if row not in said]
-        return self._engine.start_hidden_states(rows, *(side for side, _ in targets), **self._options), faults
+        sides, faults = _sides(given, self._kinds, self._width, "of its targets")
+        return self._engine.start_hidden_states(*sides, **self._options), faults
 
     def wait(self, pending: Pending, good: np.ndarray) -> tuple[States, list[columns.RowError]]:
         flat, offsets, errors = pending.flat_result()
@@ -94,6 +153,17 @@ class HiddenStates:
         if self._output == "all":
             return columns.states(*states, good)
         return columns.vectors(_one_a_row(*states, self._output), good)
+
+
+def _sides(
+    given: Columns, kinds: Sequence[object], width: int, second: str
+) -> tuple[list[object], list[columns.RowError]]:
+    """One or two columns, and the faults of their rows; `second` is how a fault tells of the other one."""
+    (rows, faults), *others = [_side(array, kind, width) for array, kind in zip(given, kinds, strict=False)]
+    said = {row for row, _, _ in faults}
+    for _, more in others:
+        faults += [(row, code, f"{second}, {sentence}") for row, code, sentence in more if row not in said]
+    return [rows, *(side for side, _ in others)], faults
 
 
 def _side(array: pa.Array, kind: object, width: int) -> tuple[object, list[columns.RowError]]:
@@ -121,4 +191,9 @@ def _one_a_row(flat: np.ndarray, offsets: np.ndarray, which: str) -> np.ndarray:
     return made
 
 
-TASKS: dict[str, type[Embed] | type[HiddenStates]] = {"embed": Embed, "hidden_states": HiddenStates}
+TASKS: dict[str, type[Embed | Classify | Rerank | HiddenStates]] = {
+    "embed": Embed,
+    "classify": Classify,
+    "rerank": Rerank,
+    "hidden_states": HiddenStates,
+}
