@@ -15,6 +15,7 @@ LIMIT = 1e-5  # relative, by the norm of the row
 @pytest.fixture(scope="module")
 def engine(minilm):
     with firesteel.Engine(minilm) as opened:
+        tiny.take_special_tokens(opened)
         yield opened
 
 

@@ -263,3 +263,30 @@ def test_five_thousand_lines(tmp_path, name):
         right = loaded(lines, truncation=True, max_length=24)["input_ids"]
         encoded = tokenizer.encode(lines, 24, side)
         assert [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)] == right
+
+
+def test_special_tokens_as_plain_text(tmp_path):
+    """As transformers splits them where it is asked to; no merges lead to them."""
+    files = of_roberta(("tokenizer.json",)) | {"tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}}
+    folder = write(tmp_path / "m", files, {"vocab_size": 520})
+    right = transformers.AutoTokenizer.from_pretrained(str(folder))(TEXTS, split_special_tokens=True)["input_ids"]
+    encoded = Tokenizer(Checkpoint.open(folder, weights=False)).encode(TEXTS, 512)
+    assert [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)] == right
+
+
+def test_special_pieces_as_plain_text(tmp_path):
+    """As SentencePiece has it, which never gives a control piece for a text."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    listed = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        *((p, -3.0, 1) for p in "▁ a b the < > / s".split()),
+    ]
+    model = sentencepiece_model([*listed, ("▁the", -1.0, 1)])
+    folder = write(tmp_path / "m", {"sentencepiece.bpe.model": model}, {"model_type": "xlm-roberta", "vocab_size": 15})
+    reader = sentencepiece.SentencePieceProcessor(model_proto=model)
+    texts = ["a</s>b", "</s>", "<s> the", "a <s></s>the", "<unk>", "the q a", "a<s", "b"]
+    encoded = Tokenizer(Checkpoint.open(folder, weights=False)).encode(texts, 512)
+    found = [encoded.ids[a + 1 : b - 1].tolist() for a, b in itertools.pairwise(encoded.offsets)]
+    assert found == [[3 if number == 0 else number + 1 for number in row] for row in reader.encode(texts)]

@@ -385,7 +385,7 @@ def test_sentence_transformers(tmp_path, case):
     texts = ["The Table of Dates", "É 中文 x [MASK] the ab", "the " * 99, ""]
     right = [model.preprocess([text])["input_ids"][0].tolist() for text in texts]
     opened = Checkpoint.open(folder)
-    encoded = Tokenizer(opened).encode(texts, min(opened.sentence.max_length or 48, 48))
+    encoded = Tokenizer(opened, special_tokens=True).encode(texts, min(opened.sentence.max_length or 48, 48))
     assert [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)] == right
 
 
@@ -406,3 +406,13 @@ def test_what_transformers_saves(tmp_path):
     (folder / "vocab.txt").unlink()
     loaded.save_pretrained(str(folder))
     assert outcome(folder, "") == "equal"
+
+
+@pytest.mark.parametrize("kind", ["BertTokenizer", "MPNetTokenizer", "PreTrainedTokenizerFast"])
+def test_special_tokens_as_plain_text(tmp_path, kind):
+    """As transformers splits them where it is asked to."""
+    settings = {"tokenizer_class": kind, "extra_special_tokens": ["[X1]", "[OTHER]"]}
+    folder = write(tmp_path / "m", files_of(("json",)) | {"tokenizer_config.json": settings})
+    right = transformers.AutoTokenizer.from_pretrained(str(folder))(TEXTS, split_special_tokens=True)["input_ids"]
+    encoded = Tokenizer(Checkpoint.open(folder, weights=False)).encode(TEXTS, 512)
+    assert [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(encoded.offsets)] == right

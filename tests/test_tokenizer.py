@@ -14,6 +14,7 @@ from firesteel import CheckpointError, ConfigError, RequestError
 from firesteel.model.checkpoint import Checkpoint
 from firesteel.model.tokenizer import Tokenizer
 from firesteel.model.tokenizer_files import load
+from firesteel.model.tokenizer_plain import Plain
 
 IDS = {token: number for number, token in enumerate(tiny.vocabulary())}
 
@@ -39,7 +40,12 @@ def rows(encoded):
 def test_flat_ids_and_offsets(tokenizer):
     encoded = tokenizer.encode(["the table", "", "The ab!", "[SEP]"], 64)
     assert encoded.ids.dtype == np.int32 and encoded.offsets.dtype == np.int64
-    assert rows(encoded) == [ids("the", "table"), ids(), ids("the", "a", "##b", "!"), ids("[SEP]")]
+    assert rows(encoded) == [
+        ids("the", "table"),
+        ids(),
+        ids("the", "a", "##b", "!"),
+        ids("[UNK]", "s", "##e", "##p", "[UNK]"),
+    ]
     assert encoded.errors == []
 
 
@@ -129,6 +135,66 @@ def test_pairs_with_faults(tokenizer):
         (5, "SCHEMA", "the first text is a NoneType; a string belongs there"),
     ]
     assert [len(row) for row in rows(encoded)] == [0, 0, 0, 0, 6, 0, 6]
+
+
+def test_special_tokens_in_a_text_are_plain_text(tmp_path):
+    folder = say(
+        tiny.write(tmp_path / "m"), settings={"extra_special_tokens": ["[A]", "table"]}, added={"dog cat": NEW}
+    )
+    plain, special = (Tokenizer(Checkpoint.open(folder), special_tokens=asked) for asked in (False, True))
+    texts = ["a [SEP]", "[A]", "the table", "dog cat"]
+    assert rows(plain.encode(texts, 64)) == [
+        ids("a", "[UNK]", "s", "##e", "##p", "[UNK]"),
+        ids("[UNK]", "a", "[UNK]"),
+        ids("the", "table"),
+        [IDS["[CLS]"], NEW, IDS["[SEP]"]],
+    ], "added tokens that are not special are found, and special ones that are words are words"
+    assert rows(special.encode(texts, 64))[:2] == [ids("a", "[SEP]"), [IDS["[CLS]"], NEW + 1, IDS["[SEP]"]]]
+    assert rows(plain.encode(["a"], 64, pairs=["[SEP]"]))[0].count(IDS["[SEP]"]) == 1, "the other one has type 1"
+
+
+def test_special_tokens_in_a_text_where_the_library_cannot_leave_them(tmp_path, monkeypatch):
+    """tokenizers before 0.19: such a row is a fault, because its ids would differ from those of newer ones."""
+    monkeypatch.setattr("firesteel.model.tokenizer.look_for_none", lambda built: None)
+    tokenizer = Tokenizer(Checkpoint.open(tiny.write(tmp_path / "m")))
+    tokenizer._plain = Plain(OldLibrary(tokenizer._spare.tokenizer))
+    encoded = tokenizer.encode(["a", "a [SEP]", "the"], 64)
+    assert rows(encoded) == [ids("a"), [], ids("the")]
+    assert [error[:2] for error in encoded.errors] == [(1, "SCHEMA")]
+    assert "the text holds a special token, which tokenizers" in encoded.errors[0][2]
+
+
+class OldLibrary:
+    """A library's object without its newest attribute."""
+
+    def __init__(self, built):
+        self._built = built
+
+    def __getattr__(self, name):
+        if name == "encode_special_tokens":
+            raise AttributeError(name)
+        return getattr(self._built, name)
+
+
+@pytest.mark.parametrize("model", ["WordLevel", "WordPiece"])
+def test_special_tokens_that_a_model_gives_itself(tmp_path, model):
+    """A tokenizer.json as it is may cut at blanks alone."""
+    folder = say(tiny.write(tmp_path / "m"), settings=AS_IS)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    more = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100} if model == "WordPiece" else {}
+    whole["model"] = {"type": model, "vocab": whole["model"]["vocab"], "unk_token": "[UNK]"} | more
+    whole["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    texts = ["the [SEP] a", "[MASK]", "the a", "[UNK] ?!"]
+    plain, special = (Tokenizer(Checkpoint.open(folder), special_tokens=asked) for asked in (False, True))
+    assert rows(special.encode(texts, 64))[:2] == [ids("the", "[SEP]", "a"), ids("[MASK]")]
+    assert rows(plain.encode(texts, 64)) == [
+        ids("the", "[UNK]", "a"),
+        ids("[UNK]"),
+        ids("the", "a"),
+        ids("[UNK]", "[UNK]"),
+    ]
 
 
 def test_pairs_that_are_none(tokenizer):
@@ -332,7 +398,7 @@ def test_what_the_files_say(tmp_path, case, vocab):
     folder = say(tiny.write(tmp_path / "m"), vocab=vocab, **files)
     ends = ["the", "of"] if "the" in str(files) and "cls_token" in str(files) else ["[CLS]", "[SEP]"]
     right = [IDS.get(token, token) for token in (ends[0], *tokens, ends[1])]
-    assert rows(Tokenizer(Checkpoint.open(folder)).encode([text], 64)) == [right]
+    assert rows(Tokenizer(Checkpoint.open(folder), special_tokens=True).encode([text], 64)) == [right]
 
 
 def test_a_tokenizer_json_as_it_is(tmp_path):
@@ -554,7 +620,8 @@ def test_tokens_that_are_the_same_once_normalized(tmp_path, case):
     assert f'"{one}" (id {first}) and "{other}" (id {second}) are both "{text}"' in str(raised.value)
     both = {str(first): add(json.loads(f'"{one}"')), str(second): add(json.loads(f'"{other}"'), normalized=False)}
     say(folder, settings={"added_tokens_decoder": both})
-    found = rows(Tokenizer(Checkpoint.open(folder)).encode([f"a {token['content']} a" for token in both.values()], 64))
+    texts = [f"a {token['content']} a" for token in both.values()]
+    found = rows(Tokenizer(Checkpoint.open(folder), special_tokens=True).encode(texts, 64))
     assert found == [
         [IDS.get(token, token) for token in ("[CLS]", "a", number, "a", "[SEP]")] for number in (first, second)
     ]
@@ -672,8 +739,10 @@ def test_an_xlm_roberta(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": special, "model": model}))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
     say(folder, size=12)
-    found = rows(Tokenizer(Checkpoint.open(folder)).encode(["the ab", "", "<mask>the"], 64))
+    texts = ["the ab", "", "<mask>the"]
+    found = rows(Tokenizer(Checkpoint.open(folder), special_tokens=True).encode(texts, 64))
     assert found == [[0, 4, 5, 6, 7, 2], [0, 2], [0, 10, 4, 2]]
+    assert rows(Tokenizer(Checkpoint.open(folder)).encode(texts, 64)) == [*found[:2], [0, 5, 3, 6, 3, 2]]
 
 
 @pytest.mark.parametrize(

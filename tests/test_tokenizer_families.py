@@ -7,7 +7,7 @@ from firesteel import CheckpointError, ConfigError
 from firesteel.model import kinds
 from firesteel.model.checkpoint import Checkpoint
 from firesteel.model.tokenizer import Tokenizer
-from tokenizer_kit import sentencepiece_model, write
+from tokenizer_kit import character_map, sentencepiece_model, write
 
 VOCAB = {
     token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"thecaĠ<s>/", "th", "Ġc", "Ġca"])
@@ -151,3 +151,42 @@ def test_an_albert_without_tokenizer_json(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True}))
     with pytest.raises(ConfigError, match="add_bos_token = true is not supported without tokenizer.json"):
         opened(folder)
+
+
+TYPED = ["<s>", "</s>", "<unk>", "<mask>"]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_special_tokens_that_are_pieces(tmp_path, pairs):
+    """A Unigram model has them among its pieces, with the best of scores, and its map of characters makes them."""
+    letters = [(c, -5.0, 1) for c in "<>/sunkma"]
+    model = sentencepiece_model([*SPIECES[:5], *letters], character_map())
+    folder = write(tmp_path / "m", {"sentencepiece.bpe.model": model}, {"model_type": "xlm-roberta", "vocab_size": 20})
+    plain, special = (Tokenizer(Checkpoint.open(folder, False), special_tokens=asked) for asked in (False, True))
+    texts = [*TYPED, "the</s>the", "<ＵＮＫ>", "</Ｓ>", "the q", "the"]
+    given = {"pairs": texts[::-1]} if pairs else {}
+    found = rows(plain.encode(texts, 64, **given))
+    marks = [sum(id in (0, 1, 2) for id in row) for row in found]
+    assert marks == [4 if pairs else 2] * len(texts), "only the template's"
+    spelled = {5 + 1 + number: c for number, (c, _, _) in enumerate(letters)}
+    for text, row in list(zip(texts, found, strict=True))[: 0 if pairs else 4]:
+        assert "".join(spelled[id] for id in row[2:-1]) == text
+    assert found[-2:] == rows(special.encode(texts, 64, **given))[-2:] or pairs
+    marked = rows(special.encode(["</s>", "<mask>"], 64))
+    assert marked == [[0, 2, 2], [0, 15, 2]]
+
+
+def test_special_tokens_are_plain_however_a_text_is_cut(tmp_path):
+    letters = [(c, -5.0, 1) for c in "<>/sunkma"]
+    folder = write(
+        tmp_path / "m",
+        {"sentencepiece.bpe.model": sentencepiece_model([*SPIECES[:5], *letters])},
+        {"model_type": "xlm-roberta", "vocab_size": 20},
+    )
+    tokenizer = opened(folder)
+    whole = rows(tokenizer.encode(["the </s> the a</s>"], 64))[0][1:-1]
+    for limit in range(2, len(whole) + 3):
+        for side in ("left", "right"):
+            row = rows(tokenizer.encode(["the </s> the a</s>"], limit, side))[0]
+            kept = whole[: limit - 2] if side == "right" else whole[len(whole) - min(limit - 2, len(whole)) :]
+            assert row == [0, *kept, 2]

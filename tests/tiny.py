@@ -143,6 +143,14 @@ def rows(seed: int, lengths: tuple[int, ...], vocab: int = 160) -> list[np.ndarr
     return [random.randint(0, vocab, length).astype(np.int32) for length in lengths]
 
 
+def take_special_tokens(engine) -> None:
+    """Those that stand in texts become tokens, as in transformers: what files of golden/ were made with."""
+    from firesteel.model.tokenizer import Tokenizer
+
+    engine._tokenizer_once()  # nobody else makes one any more
+    engine._tokenizer = Tokenizer(engine._checkpoint, special_tokens=True)
+
+
 def write(
     folder: Path | str,
     *,

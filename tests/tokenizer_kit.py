@@ -50,7 +50,7 @@ def theirs(folder, texts):
 
 def ours(folder, texts):
     try:
-        tokenizer = Tokenizer(Checkpoint.open(folder, weights=False))
+        tokenizer = Tokenizer(Checkpoint.open(folder, weights=False), special_tokens=True)
         single = tokenizer.encode(texts, 512)
         pairs = tokenizer.encode(texts, PAIR_LIMIT, pairs=seconds(texts))
     except Error as error:

@@ -12,6 +12,7 @@ tokenizer    text -> token ids
 tokenizer_files  the rules of tokenizer files, as in transformers, and what must come out of them
 tokenizer_settings  what those files say: class, special and added tokens, keys
 tokenizer_classes  the library's object of each class
+tokenizer_plain    special tokens in a text, which are plain text
 sentencepiece_file  pieces, scores and map of characters of a SentencePiece file
 files        which files are there, opened and parsed; what is there and cannot be opened is an error
 """

@@ -18,6 +18,7 @@ import numpy as np
 
 from .._core import CheckpointError, RequestError
 from .tokenizer_files import Loaded, load, named_errors
+from .tokenizer_plain import Plain, hide, look_for_none
 
 if TYPE_CHECKING:
     import tokenizers
@@ -58,15 +59,23 @@ class Tokenizer:
         ids, offsets, errors = tokenizer.encode(["hello world"], max_length=256)     # ids: [101, 7592, 2088, 102]
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Reads the folder's tokenizer files as `tokenizer_files` says. Raises what its `load` raises."""
+    def __init__(self, checkpoint: Checkpoint, special_tokens: bool = False) -> None:
+        """Reads the folder's tokenizer files as `tokenizer_files` says. Raises what its `load` raises.
+
+        special_tokens    True: those that stand in a text are special there too, as in transformers; False: a user's
+                          `[SEP]` or `</s>` is plain text, and only the template puts special tokens into a row
+        """
         self._checkpoint = checkpoint
+        self._special = special_tokens
         self._lock = threading.Lock()
-        self._ready: dict[tuple[int, str], tokenizers.Tokenizer] = {}  # by max_length and side; 0: never truncates
-        first = load(checkpoint)
+        # By max_length (0: never truncates), side, and whether the model's special tokens are hidden.
+        self._ready: dict[tuple[int, str, bool], tokenizers.Tokenizer] = {}
+        first = self._load()
         self._side, self._typed = first.truncation_side, first.typed
         self._added = [first.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)]
         self._spare: Loaded | None = first
+        with named_errors(str(checkpoint.tokenizer_file)):
+            self._plain = None if special_tokens else Plain(first.tokenizer)
 
     def encode(
         self,
@@ -95,7 +104,10 @@ class Tokenizer:
         cuts = truncate not in (False, "error")
         side = truncate if cuts and truncate is not True else self._side
         faults: dict[int, RowError] = {}
-        encodings = self._encodings(_Sides(texts, pairs, prompt), max_length if cuts else 0, side, faults)
+        sides = _Sides(texts, pairs, prompt)
+        encodings = self._encodings(sides, max_length if cuts else 0, side, faults)
+        if self._plain is not None:
+            self._make_plain(self._plain, encodings, sides, max_length if cuts else 0, side, faults)
         rows = len(encodings)
         lengths = np.fromiter(map(len, encodings), np.int64, rows)
         if not cuts:
@@ -106,9 +118,7 @@ class Tokenizer:
         if faults:
             lengths[list(faults)] = 0
             encodings = [encoding for row, encoding in enumerate(encodings) if row not in faults]
-        offsets = np.zeros(rows + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, int(offsets[-1]))
+        ids, offsets = _flat(encodings, lengths)
         if pairs is not None:
             self._add_types(ids, encodings)
         return Encoded(ids, offsets, [faults[row] for row in sorted(faults)])
@@ -126,6 +136,35 @@ class Tokenizer:
                 sides.keep_unicode(faults)
                 return encode(sides.inputs())
 
+    def _make_plain(
+        self,
+        plain: Plain,
+        encodings: list[tokenizers.Encoding],
+        sides: _Sides,
+        max_length: int,
+        side: str,
+        faults: dict[int, RowError],
+    ) -> None:
+        """Rows with special tokens from their texts are tokenised once more, without."""
+        if not plain.any:
+            return
+        ids, offsets = _flat(encodings, np.fromiter(map(len, encodings), np.int64, len(encodings)))
+        again = plain.rows(ids, offsets, sides.texts)
+        if not plain.can:
+            import tokenizers
+
+            said = (
+                f"the text holds a special token, which tokenizers {tokenizers.__version__} cannot take as plain text"
+            )
+            for row in again:
+                faults.setdefault(row, (row, "SCHEMA", f"{said}; install a newer one"))
+        elif again:
+            inputs = sides.inputs()
+            with named_errors(str(self._checkpoint.tokenizer_file)):
+                hidden = self._tokenizer(max_length, side, hidden=True)
+                for row, encoding in zip(again, hidden.encode_batch([inputs[row] for row in again]), strict=True):
+                    encodings[row] = encoding
+
     def _add_types(self, ids: np.ndarray, encodings: list[tokenizers.Encoding]) -> None:
         if ids.size and int(ids.max()) >> TYPE_BITS:
             raise CheckpointError(
@@ -139,14 +178,22 @@ class Tokenizer:
                 )
             ids |= types << TYPE_BITS
 
-    def _tokenizer(self, max_length: int, side: str) -> tokenizers.Tokenizer:
+    def _load(self) -> Loaded:
+        loaded = load(self._checkpoint)
+        if not self._special:
+            look_for_none(loaded.tokenizer)
+        return loaded
+
+    def _tokenizer(self, max_length: int, side: str, hidden: bool = False) -> tokenizers.Tokenizer:
         """The library's object for one length. Changing one while another thread encodes with it would raise there."""
-        key = (max_length, side if max_length else "")
+        key = (max_length, side if max_length else "", hidden)
         with self._lock:
             found = self._ready.pop(key, None)
             if found is None:
-                loaded, self._spare = self._spare or load(self._checkpoint), None
+                loaded, self._spare = self._spare or self._load(), None
                 found = loaded.tokenizer
+                if hidden:
+                    hide(found)
                 if max_length:
                     found.enable_truncation(max_length, strategy="longest_first", direction=side)
                 while len(self._ready) >= _KEPT:
@@ -155,30 +202,37 @@ class Tokenizer:
             return found
 
 
+def _flat(encodings: list[tokenizers.Encoding], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All ids one after the other, and where rows of these lengths begin; a row without tokens may have no encoding."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, int(offsets[-1])), offsets
+
+
 class _Sides:
     """The texts of some rows, or their first and second texts, with the prompt before the first."""
 
     def __init__(self, texts: Sequence[object], pairs: Sequence[object] | None, prompt: str) -> None:
-        self._sides: list[Sequence[object]] = [texts] if pairs is None else [texts, pairs]
+        self.texts: list[Sequence[object]] = [texts] if pairs is None else [texts, pairs]
         self._prompt = prompt
         self._names = ["the row"] if pairs is None else ["the first text", "the second text"]
 
     def inputs(self) -> list[str] | list[tuple[str, str]]:
         """As the library takes them."""
-        return list(self._sides[0]) if len(self._sides) == 1 else list(zip(*self._sides, strict=True))
+        return list(self.texts[0]) if len(self.texts) == 1 else list(zip(*self.texts, strict=True))
 
     def keep_strings(self, faults: dict[int, RowError]) -> None:
         """What is no string becomes an empty one and a fault; then the prompt is there."""
-        for at, (texts, name) in enumerate(zip(self._sides, self._names, strict=True)):
+        for at, (texts, name) in enumerate(zip(self.texts, self._names, strict=True)):
             if not set(map(type, texts)) <= {str}:
-                self._sides[at] = _strings_only(texts, name, faults)
+                self.texts[at] = _strings_only(texts, name, faults)
         if self._prompt:
-            self._sides[0] = [self._prompt + text for text in self._sides[0]]
+            self.texts[0] = [self._prompt + text for text in self.texts[0]]
 
     def keep_unicode(self, faults: dict[int, RowError]) -> None:
-        for at, (texts, name) in enumerate(zip(self._sides, self._names, strict=True)):
+        for at, (texts, name) in enumerate(zip(self.texts, self._names, strict=True)):
             skip = 0 if at else len(self._prompt)
-            self._sides[at] = _unicode_only(texts, skip, name.replace("row", "text"), faults)
+            self.texts[at] = _unicode_only(texts, skip, name.replace("row", "text"), faults)
 
 
 def _strings_only(texts: Sequence[object], name: str, faults: dict[int, RowError]) -> list[str]:

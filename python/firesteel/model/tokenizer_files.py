@@ -23,6 +23,9 @@ Added tokens  tokenizer_config.json's added_tokens_decoder; where there is none,
               have no id yet get the next ones. An id that a file names must come out, and what the normalizer makes
               of two tokens must differ: else the library picks one of their ids by the order of a hash map.
 
+Special tokens in a text are found where `Tokenizer` is asked for them, as in transformers; else they are plain text
+(`tokenizer_plain`). split_special_tokens makes them so in either case.
+
 Rows are not padded, and cut at the model's length: tokenizer.json's padding and truncation do not count, but the side
 that it cuts is the preset of truncation_side. A pair's tokens have types where model_input_names, else the class, has
 token_type_ids: BERT's and those that are the same, all but DistilBertTokenizer.
