@@ -43,7 +43,7 @@ WITH_JAVA = home=$$(scripts/java-home $(VENV)) || exit 1; [ -z "$$home" ] || exp
 WITH_ARCHIVE = JDK_JAVA_OPTIONS="$$(cat $(VENV)/.jvm)"; export JDK_JAVA_OPTIONS;
 
 .PHONY: help demo test rooms test-reference bench sanitize fuzz fuzz-short lint format wheel clean
-.PHONY: softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark paired
+.PHONY: reference-full softcuda-full chaos soak mutations gpu-check gpu-check-pack wheelhouse install-check chaos-spark paired
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 # Tests start hundreds of Pythons, each of which would compile all that it imports.
@@ -53,6 +53,7 @@ help:
 	@echo 'make demo            embed the documentation of every PySpark function and ask it questions'
 	@echo 'make test            all tests that need no torch'
 	@echo 'make test-reference  compare live with torch, transformers and sentence-transformers (a second environment)'
+	@echo 'make reference-full  the same of encoders, over all configs (minutes)'
 	@echo 'make bench           firesteel beside its peers, one JSON line a result (BENCH_FLAGS=--save keeps them)'
 	@echo 'make paired BASE=... is HEAD (or HEAD=...) slower than that commit? (PAIRED_FLAGS: see benchmarks/README.md)'
 	@echo 'make sanitize        C tests under AddressSanitizer and UBSan, the engine under ThreadSanitizer; the software device'
@@ -92,6 +93,10 @@ test-programs: $(VENV)/.made
 
 rooms: $(VENV)/.test $(READY)
 	@$(PY) -m pytest -q tests/test_rooms.py
+
+# All configs of every encoder; make test-reference has every pair of their values.
+reference-full: $(REFERENCE)/.reference $(READY)
+	@FIRESTEEL_TEST_FULL=1 $(REFERENCE)/bin/python -m pytest -q -m reference tests/test_reference_architectures.py
 
 test-reference: $(REFERENCE)/.reference $(READY)
 	@$(WITH_JAVA) $(REFERENCE)/bin/python -m pytest -q -m reference tests

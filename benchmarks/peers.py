@@ -117,6 +117,28 @@ class _Sorted:
         raise NotImplementedError
 
 
+def bare(model: str):
+    """(a torch module from tensors to the last hidden states, the tensors it takes by name), to export graphs of."""
+    import torch
+    from transformers import AutoModel
+
+    loaded = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
+    names = ["input_ids", "attention_mask"]
+    if getattr(loaded.config, "type_vocab_size", 0) > 1:
+        names.append("token_type_ids")
+
+    class Hidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = loaded
+
+        def forward(self, *given):
+            return self.model(**dict(zip(names, given, strict=True))).last_hidden_state
+
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    return Hidden().eval(), {name: ids * (name != "token_type_ids") for name in names}
+
+
 class OnnxRuntime(_Sorted):
     """The exported graph after its own transformer optimiser (fused attention, GELU, norms), then all optimisations."""
 
@@ -134,38 +156,30 @@ class OnnxRuntime(_Sorted):
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = {given.name for given in self.session.get_inputs()}
 
     def hidden(self, ids, mask):
         import numpy as np
 
         padded = np.zeros(mask.shape, np.int64)
         padded[mask] = np.concatenate(ids)
-        feed = {"input_ids": padded, "attention_mask": mask.astype(np.int64), "token_type_ids": np.zeros_like(padded)}
+        feed = {"input_ids": padded, "attention_mask": mask.astype(np.int64)}
+        if "token_type_ids" in self.inputs:
+            feed["token_type_ids"] = np.zeros_like(padded)
         return self.session.run(None, feed)[0]
 
     @staticmethod
     def convert(model: str, folder: str) -> None:
         import torch
         from onnxruntime.transformers import optimizer
-        from transformers import AutoModel
 
-        bert = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
-
-        class Hidden(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.bert = bert
-
-            def forward(self, ids, mask, types):
-                return self.bert(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
-
-        ids = torch.ones(2, 8, dtype=torch.int64)
-        names = ["input_ids", "attention_mask", "token_type_ids"]
+        hidden, given = bare(model)
+        config, names = hidden.model.config, list(given)
         plain = os.path.join(folder, "plain.onnx")
         axes = {name: {0: "rows", 1: "tokens"} for name in [*names, "hidden"]}
         torch.onnx.export(
-            Hidden(),
-            (ids, ids, ids * 0),
+            hidden,
+            tuple(given.values()),
             plain,
             input_names=names,
             output_names=["hidden"],
@@ -173,12 +187,14 @@ class OnnxRuntime(_Sorted):
             opset_version=17,
             dynamo=False,
         )
-        config = bert.config
         fused = optimizer.optimize_model(
             plain, model_type="bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size, opt_level=0
         )
-        if fused.get_fused_operator_statistics()["Attention"] != config.num_hidden_layers:
-            raise SystemExit("benchmarks: onnxruntime's optimiser did not fuse the attention of every layer")
+        count = fused.get_fused_operator_statistics()["Attention"]
+        if (
+            count != config.num_hidden_layers and config.model_type != "mpnet"
+        ):  # whose relative positions it leaves apart
+            raise SystemExit(f"benchmarks: onnxruntime's optimiser fused the attention of {count} layers")
         fused.save_model_to_file(os.path.join(folder, "fused.onnx"))
         os.remove(plain)
 
@@ -212,11 +228,57 @@ class CTranslate2(_Sorted):
         TransformersConverter(model).convert(folder, quantization="float32", force=True)
 
 
+class OpenVINO(_Sorted):
+    """Its own converter from torch; streams = threads, one request a stream, fp32 asked for."""
+
+    package = "openvino"
+    batch_tokens = 1024
+    setting = f"f32, sorted, {batch_tokens} tokens a batch, a stream a thread"
+
+    def __init__(self, model: str, threads: int):
+        path = os.path.join(prepared(model, "openvino"), "model.xml")
+        import queue
+
+        import openvino as ov
+
+        super().__init__(model)
+        self.streams = threads
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+        compiled = ov.Core().compile_model(path, "CPU", settings | {"PERFORMANCE_HINT": "THROUGHPUT"})
+        self.inputs = [given.any_name for given in compiled.inputs]
+        self.requests: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(threads):
+            self.requests.put(compiled.create_infer_request())
+
+    def hidden(self, ids, mask):
+        import numpy as np
+
+        padded = np.zeros(mask.shape, np.int64)
+        padded[mask] = np.concatenate(ids)
+        feed = [padded, mask.astype(np.int64), np.zeros_like(padded)][: len(self.inputs)]
+        request = self.requests.get()
+        try:
+            return next(iter(request.infer(feed).values())).copy()
+        finally:
+            self.requests.put(request)
+
+    @staticmethod
+    def convert(model: str, folder: str) -> None:
+        import openvino as ov
+
+        hidden, given = bare(model)
+        example = tuple(given.values())
+        shapes = [(-1, -1)] * len(example)
+        converted = ov.convert_model(hidden, example_input=example, input=shapes)
+        ov.save_model(converted, os.path.join(folder, "model.xml"), compress_to_fp16=False)
+
+
 PEERS = {
     "firesteel": Firesteel,
     "sentence-transformers": SentenceTransformers,
     "onnxruntime": OnnxRuntime,
     "ctranslate2": CTranslate2,
+    "openvino": OpenVINO,
 }
 
 

@@ -126,14 +126,22 @@ def architecture_tensors(settings: dict[str, object], labels: int = 0, seed: int
 
 
 def write_architecture(
-    folder: Path | str, model_type: str, *, labels: int = 0, seed: int = 0, dtype: str = "F32", **changes: object
+    folder: Path | str,
+    model_type: str,
+    *,
+    labels: int = 0,
+    seed: int = 0,
+    dtype: str = "F32",
+    prefix: str = "",
+    **changes: object,
 ) -> Path:
-    """A folder of config and weights, without a tokenizer."""
+    """A folder of config and weights, without a tokenizer. prefix: before the name of every tensor."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = architecture_config(model_type, labels, **changes)
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
-    write_safetensors(folder / "model.safetensors", architecture_tensors(settings, labels, seed), dtype)
+    weights = architecture_tensors(settings, labels, seed)
+    write_safetensors(folder / "model.safetensors", {prefix + name: array for name, array in weights.items()}, dtype)
     return folder
 
 

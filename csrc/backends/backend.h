@@ -53,10 +53,15 @@ typedef struct {
  * that gather_norm reads, [N, K]. VECTOR: biases and norm weights, [1, K]. */
 typedef enum { FS_MATRIX, FS_TABLE, FS_VECTOR } fs_weight_kind;
 
+/* How a weight's numbers are stored: as they are, in `dtype`. Quantised schemes come with their kernels. */
+typedef enum { FS_SCHEME_PLAIN } fs_scheme;
+
 typedef struct {
     fs_weight_kind kind;
     fs_dtype dtype; /* of the computation */
     int64_t N, K;
+    fs_scheme scheme;
+    int32_t group; /* numbers along K that share a scale; 0 where the scheme has none */
 } fs_weight_desc;
 
 typedef struct {

@@ -56,6 +56,9 @@ fs_status fs_check_weight(const fs_device *d, const fs_weight_desc *desc) {
     if (!d->backend->computes(d, desc->dtype))
         return fs_fail(FS_CONFIG, "%s does not compute in %s; use dtype=\"fp32\" or \"auto\"", d->name,
                        fs_dtype_name(desc->dtype));
+    if (desc->scheme != FS_SCHEME_PLAIN || desc->group != 0)
+        return fs_fail(FS_CONFIG, "%s holds no weights of scheme %d in groups of %d; there is scheme 0, without groups",
+                       d->name, (int)desc->scheme, (int)desc->group);
     if (desc->N < 1 || desc->K < 1 || desc->N > INT32_MAX || desc->K > INT32_MAX ||
         (desc->kind == FS_VECTOR && desc->N != 1))
         return fs_fail(FS_CHECKPOINT,

@@ -123,7 +123,8 @@ typedef struct {
 #define FS_DIM_KE        FS_SET(KE)
 static inline const void *fs_own(const fs_settings *set) { return set->own; }
 
-/* One key of config.json. */
+/* One key of config.json. A FS_KEY_CHOICE that ends with ".*" is each member of a list: member i goes to place i of
+ * `most` ints; those that the list lacks are left alone. */
 typedef struct {
     const char *key;
     enum {
@@ -135,6 +136,7 @@ typedef struct {
         FS_KEY_CHOICE, /* one of `choices` into an int, its place among them */
         FS_KEY_MUST, /* must be absent, null or as `preset` says: anything else changes the mathematics */
         FS_KEY_IGNORED, /* known, and without effect on what we compute */
+        FS_KEY_OPEN, /* a list or object, whose members have rows of their own: "rope_parameters.rope_theta" */
     } kind;
     size_t slot; /* FS_SET or FS_OWN */
     const char *preset; /* value when absent, as text; NULL: required (of FS_KEY_MUST: must be absent or null) */
@@ -208,6 +210,8 @@ double fs_arch_share(const fs_arch *a, const fs_checkpoint *c);
  * understood (naming every such key at once; FIRESTEEL_IGNORE_KEYS lets named ones pass). dtype: "auto", "fp32" ... */
 fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char *dtype);
 /* "auto" (or NULL), "fp32", "fp16", "bf16" -> set->any_dtype, set->dtype. FS_CONFIG for any other word. */
+/* The part of it that reads the table of an architecture. */
+fs_status fs_settings_read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoint *c);
 /* A name that transformers has for an activation; NULL: none. FS_CONFIG: not one we compute. */
 fs_status fs_activation_find(fs_activation *out, const char *name);
 fs_status fs_settings_read_dtype(fs_settings *set, const char *dtype);

@@ -12,9 +12,11 @@
 
 #define FS_MAX_RANK 8
 
-/* One key of config.json. Lists and objects keep their JSON text: a key table may only say that they are harmless. */
+/* One key of config.json. Lists and objects keep their JSON text, and their members follow as keys of their own:
+ * "rope_parameters.rope_theta", "layer_types.3". What is not in a key table may only be said to be harmless as a whole. */
 typedef struct {
     const char *key;
+    const char *inside; /* of a member: the key of what it is in */
     enum { FS_NULL, FS_BOOL, FS_INT, FS_FLOAT, FS_TEXT, FS_JSON } kind;
     int64_t i; /* FS_BOOL, FS_INT */
     double f;  /* FS_INT, FS_FLOAT */

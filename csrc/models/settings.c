@@ -64,10 +64,25 @@ static const char *key_of(const fs_settings *set, size_t slot) {
     return "derived";
 }
 
+/* "layer_types.*" and "layer_types.17": the 17; -1 where the key is no member of that list. */
+static int64_t member_of(const fs_key_row *row, const char *key) {
+    const size_t length = strlen(row->key);
+    if (length < 2 || strcmp(row->key + length - 2, ".*") || strncmp(row->key, key, length - 1)) return -1;
+    const char *number = key + length - 1;
+    const size_t digits = strspn(number, "0123456789");
+    return digits && digits < 9 && !number[digits] ? strtoll(number, NULL, 10) : -1;
+}
+
 static const fs_key_row *row_of(const fs_arch *a, const char *key) {
     for (const fs_key_row *row = a->keys; row->key; row++)
-        if (!strcmp(row->key, key)) return row;
+        if (!strcmp(row->key, key) || member_of(row, key) >= 0) return row;
     return NULL;
+}
+
+/* A member of a list or object that the table has only as a whole, or not at all: told with that. */
+static int is_told_by_its_whole(const fs_arch *a, const fs_config_key *k) {
+    const fs_key_row *row = k->inside ? row_of(a, k->inside) : NULL;
+    return k->inside && (!row || row->kind != FS_KEY_OPEN);
 }
 
 /* A key's value as a sentence shows it. */
@@ -171,6 +186,7 @@ static fs_status check_keys(const fs_arch *a, const fs_checkpoint *c) {
     for (int i = 0; i < c->key_count; i++) {
         const fs_config_key *k = &c->keys[i];
         const fs_key_row *row = row_of(a, k->key);
+        if (is_told_by_its_whole(a, k)) continue;
         if (row && row->kind == FS_KEY_MUST && !as_preset(k, row->preset) && !user_ignores(k->key))
             fs_listing_add(&refused, "%.60s = %s (only %s)", k->key, show(k, value, sizeof value),
                            row->preset ? row->preset : "null");
@@ -184,12 +200,29 @@ static fs_status check_keys(const fs_arch *a, const fs_checkpoint *c) {
                    c->name, a->model_type, fs_listing_end(&refused));
 }
 
+/* One choice a member of a list. */
+static fs_status read_members(int *out, const fs_checkpoint *c, const fs_key_row *row) {
+    for (int i = 0; i < c->key_count; i++) {
+        const int64_t at = member_of(row, c->keys[i].key);
+        if (at < 0) continue;
+        if (at >= row->most)
+            return fs_fail(FS_CONFIG, "%.200s/config.json: %.60s is one too many; the list has %lld at most", c->name,
+                           c->keys[i].key, (long long)row->most);
+        FS_TRY(read_choice(c, row, &c->keys[i], &out[at]));
+    }
+    return FS_OK;
+}
+
 static fs_status read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoint *c) {
     for (const fs_key_row *row = a->keys; row->key; row++) {
         void *slot = (char *)out + row->slot;
         const fs_config_key *k = fs_checkpoint_key(c, row->key);
         if (k && k->kind == FS_NULL) k = NULL;
-        if (row->kind == FS_KEY_MUST || row->kind == FS_KEY_IGNORED) continue;
+        if (row->kind == FS_KEY_MUST || row->kind == FS_KEY_IGNORED || row->kind == FS_KEY_OPEN) continue;
+        if (row->kind == FS_KEY_CHOICE && strstr(row->key, ".*")) {
+            FS_TRY(read_members(slot, c, row));
+            continue;
+        }
         if (!k && !row->preset)
             return fs_fail(FS_CONFIG, "%.300s/config.json lacks %s, which a %s model needs", c->name, row->key,
                            a->model_type);
@@ -201,6 +234,11 @@ static fs_status read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoi
         else FS_TRY(read_activation(c, row, k, slot));
     }
     return FS_OK;
+}
+
+fs_status fs_settings_read_keys(fs_settings *out, const fs_arch *a, const fs_checkpoint *c) {
+    FS_TRY(check_keys(a, c));
+    return read_keys(out, a, c);
 }
 
 static fs_status find_arch(const fs_checkpoint *c, const fs_arch **out) {
@@ -332,8 +370,7 @@ fs_status fs_settings_read(fs_settings *out, const fs_checkpoint *c, const char 
     FS_TRY(fs_settings_read_dtype(&set, dtype));
     FS_TRY(find_arch(c, &set.arch));
     FS_TRY(check_classes(set.arch, c));
-    FS_TRY(check_keys(set.arch, c));
-    FS_TRY(read_keys(&set, set.arch, c));
+    FS_TRY(fs_settings_read_keys(&set, set.arch, c));
     set.rows = FS_IDS;
     set.skipped_id = -1;
     if (set.arch->settle) FS_TRY(set.arch->settle(&set));

@@ -107,6 +107,59 @@ static int key_from(fs_config_key *key, PyObject *name, PyObject *value, PyObjec
     return PyErr_Occurred() ? -1 : 0;
 }
 
+/* Keys of config.json and, behind each list or object, its members: not those of very long ones (labels), nor too deep. */
+enum { MOST_MEMBERS = 4096, MOST_DEPTH = 3 };
+
+typedef struct {
+    fs_config_key *keys;
+    size_t count, room;
+    PyObject *keep;
+} key_list;
+
+static int add_key(key_list *l, PyObject *name, PyObject *value, const char *inside, int depth);
+
+/* [(name, member)] of an object or list; NULL with an exception, or Py_None for what is neither. */
+static PyObject *members_of(PyObject *value) {
+    if (PyDict_Check(value)) return PyDict_Items(value);
+    if (!PyList_Check(value)) return Py_NewRef(Py_None);
+    PyObject *numbered = PyObject_CallFunctionObjArgs((PyObject *)&PyEnum_Type, value, NULL);
+    PyObject *pairs = numbered ? PySequence_List(numbered) : NULL;
+    Py_XDECREF(numbered);
+    return pairs;
+}
+
+static int add_members(key_list *l, PyObject *value, const char *inside, int depth) {
+    PyObject *pairs = members_of(value);
+    if (!pairs) return -1;
+    const Py_ssize_t n = pairs != Py_None && depth < MOST_DEPTH ? PyList_Size(pairs) : 0;
+    int st = 0;
+    for (Py_ssize_t i = 0; st == 0 && n <= MOST_MEMBERS && i < n; i++) {
+        PyObject *name, *member, *whole = NULL;
+        if (PyArg_ParseTuple(PyList_GetItem(pairs, i), "OO", &name, &member))
+            whole = PyUnicode_FromFormat("%s.%S", inside, name);
+        st = whole ? add_key(l, whole, member, inside, depth) : -1;
+        Py_XDECREF(whole);
+    }
+    Py_DECREF(pairs);
+    return st;
+}
+
+static int add_key(key_list *l, PyObject *name, PyObject *value, const char *inside, int depth) {
+    if (l->count == l->room) {
+        l->room = l->room ? 2 * l->room : 64;
+        if (fs_realloc(&l->keys, l->room, sizeof *l->keys) != FS_OK) {
+            PyErr_NoMemory();
+            return -1;
+        }
+    }
+    fs_config_key *key = &l->keys[l->count];
+    *key = (fs_config_key){ .inside = inside };
+    if (key_from(key, name, value, l->keep) < 0) return -1;
+    inside = key->key; /* the list may move */
+    l->count++;
+    return add_members(l, value, inside, depth + 1);
+}
+
 static int keys_from(fs_checkpoint *c, PyObject *config, PyObject *keep) {
     if (!PyDict_Check(config)) {
         PyErr_Format(PyExc_TypeError, "config must be a dict, not %R", (PyObject *)Py_TYPE(config));
@@ -114,16 +167,15 @@ static int keys_from(fs_checkpoint *c, PyObject *config, PyObject *keep) {
     }
     PyObject *items = PyDict_Items(config);
     if (!items) return -1;
-    Py_ssize_t n = PyList_Size(items);
-    fs_config_key *keys = new_array((size_t)n, sizeof *keys);
-    int st = keys ? 0 : -1;
-    for (Py_ssize_t i = 0; st == 0 && i < n; i++) {
-        PyObject *name, *value, *item = PyList_GetItem(items, i);
-        st = PyArg_ParseTuple(item, "OO", &name, &value) ? key_from(&keys[i], name, value, keep) : -1;
+    key_list l = { .keep = keep };
+    int st = 0;
+    for (Py_ssize_t i = 0; st == 0 && i < PyList_Size(items); i++) {
+        PyObject *name, *value;
+        st = PyArg_ParseTuple(PyList_GetItem(items, i), "OO", &name, &value) ? add_key(&l, name, value, NULL, 0) : -1;
     }
     Py_DECREF(items);
-    c->keys = keys;
-    c->key_count = (int)n;
+    c->keys = l.keys;
+    c->key_count = (int)l.count;
     return st;
 }
 

@@ -304,7 +304,75 @@ static void chains_take_their_widths_from_the_tensors(void) {
     tiny_close(&t);
 }
 
-TESTS({ "alternatives_of_a_slot_are_not_summed", alternatives_of_a_slot_are_not_summed },
+/* ---- nested keys ---- */
+
+typedef struct {
+    float theta;
+    int kinds[4];
+} nested;
+
+static const char *const choices[] = { "full", "window", NULL };
+static const fs_key_row nested_keys[] = {
+    { "rope", FS_KEY_OPEN, 0, NULL, 0, NULL },
+    { "rope.theta", FS_KEY_NUMBER, FS_OWN(nested, theta), "7", 0, NULL },
+    { "rope.type", FS_KEY_MUST, 0, "default", 0, NULL },
+    { "kinds", FS_KEY_OPEN, 0, NULL, 0, NULL },
+    { "kinds.*", FS_KEY_CHOICE, FS_OWN(nested, kinds), NULL, 4, choices },
+    { 0 },
+};
+static const fs_arch nests = { .model_type = "nests", .keys = nested_keys };
+
+static void inside(tiny_bert *t, const char *key, const char *whole) { tiny_key(t, key)->inside = whole; }
+
+static void members_of_lists_and_objects_have_rows(void) {
+    tiny_bert t;
+    fs_settings set = { .arch = &nests };
+    const nested *found = fs_own(&set);
+    tiny_files(&t, &TINY);
+    CHECK_OK(fs_settings_read_keys(&set, &nests, &t.c));
+    CHECK(found->theta == 7);
+    tiny_json(&t, "rope", "{...}");
+    tiny_number(&t, "rope.theta", 10000);
+    inside(&t, "rope.theta", "rope");
+    tiny_json(&t, "kinds", "[...]");
+    tiny_text(&t, "kinds.0", "full");
+    inside(&t, "kinds.0", "kinds");
+    tiny_text(&t, "kinds.3", "window");
+    inside(&t, "kinds.3", "kinds");
+    tiny_json(&t, "id2label", "{...}"); /* harmless as a whole, and so is all that is in it */
+    tiny_text(&t, "id2label.0", "A");
+    inside(&t, "id2label.0", "id2label");
+    CHECK_OK(fs_settings_read_keys(&set, &nests, &t.c));
+    CHECK(found->theta == 10000);
+    CHECK_INT(found->kinds[0], 0);
+    CHECK_INT(found->kinds[3], 1);
+    tiny_text(&t, "rope.type", "yarn");
+    inside(&t, "rope.type", "rope");
+    tiny_int(&t, "rope.factor", 4);
+    inside(&t, "rope.factor", "rope");
+    CHECK_FAILS(fs_settings_read_keys(&set, &nests, &t.c), FS_CONFIG,
+                "does not compute: rope.type = \"yarn\" (only default), rope.factor = 4");
+    tiny_drop_key(&t, "rope.factor");
+    tiny_drop_key(&t, "rope.type");
+    tiny_text(&t, "kinds.1", "sparse");
+    inside(&t, "kinds.1", "kinds");
+    CHECK_FAILS(fs_settings_read_keys(&set, &nests, &t.c), FS_CONFIG,
+                "kinds.1 = \"sparse\"; it must be one of full, window");
+    tiny_text(&t, "kinds.1", "full");
+    tiny_text(&t, "kinds.4", "full");
+    inside(&t, "kinds.4", "kinds");
+    CHECK_FAILS(fs_settings_read_keys(&set, &nests, &t.c), FS_CONFIG,
+                "kinds.4 is one too many; the list has 4 at most");
+    tiny_drop_key(&t, "kinds.4");
+    tiny_json(&t, "more", "[1]"); /* unknown: told as a whole, once */
+    tiny_int(&t, "more.0", 1);
+    inside(&t, "more.0", "more");
+    CHECK_FAILS(fs_settings_read_keys(&set, &nests, &t.c), FS_CONFIG, "does not compute: more = [1];");
+    tiny_close(&t);
+}
+
+TESTS({ "members_of_lists_and_objects_have_rows", members_of_lists_and_objects_have_rows },
+      { "alternatives_of_a_slot_are_not_summed", alternatives_of_a_slot_are_not_summed },
       { "transposed_tensors_are_turned_round", transposed_tensors_are_turned_round },
       { "tied_tensors_fill_both_slots", tied_tensors_fill_both_slots },
       { "layers_that_share_weights_hold_them_once", layers_that_share_weights_hold_them_once },

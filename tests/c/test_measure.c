@@ -192,8 +192,9 @@ static void memory_and_weights_are_charged(void) {
     measure->release(d, &b);
     measure->release(d, &b);
     CHECK_INT(fs_budget_used(&d->budget, FS_WEIGHTS), 0);
-    CHECK_INT(measure->weight_bytes(d, &(fs_weight_desc){ FS_MATRIX, FS_F32, 144, 48 }), 144 * 48 * 4);
-    CHECK_INT(measure->weight_bytes(d, &(fs_weight_desc){ FS_VECTOR, FS_F32, 1, 17 }), 128);
+    CHECK_INT(measure->weight_bytes(d, &(fs_weight_desc){ FS_MATRIX, FS_F32, 144, 48, FS_SCHEME_PLAIN, 0 }),
+              144 * 48 * 4);
+    CHECK_INT(measure->weight_bytes(d, &(fs_weight_desc){ FS_VECTOR, FS_F32, 1, 17, FS_SCHEME_PLAIN, 0 }), 128);
     measure->close(d);
     CHECK_OK(measure->open(&d, &(fs_device_options){ 0 }));
     CHECK_FAILS(measure->alloc(d, FS_WEIGHTS, SIZE_MAX - 10, &a), FS_NO_MEMORY, "addresses");

@@ -142,7 +142,7 @@ static void a_tensor_group_adds_the_bias_once(void) {
     CHECK_OK(fs_shard_load(&shard, &t.c, &set, &plan, device, 1));
     fs_ops ops = fs_ops_complete(b->ops);
     fs_arena arena = fs_arena_over((void *)(uintptr_t)4096, 1 << 20);
-    const fs_rows rows = { NULL, NULL, NULL, 7, 2, 4, NULL };
+    const fs_rows rows = { NULL, NULL, NULL, 7, 2, 4, NULL, NULL };
     fs_step step = { .device = device,
                      .queue = queue,
                      .ops = &ops,
