@@ -91,6 +91,7 @@ class Engine:
                 config=checkpoint.config,
                 tensors=checkpoint.tensors,
                 files=checkpoint.files,
+                chain=checkpoint.chain.steps,
                 name=checkpoint.folder,
                 **options,
             ),
@@ -216,7 +217,7 @@ class Engine:
     def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
         """Floats in one vector that `embed` makes with these options."""
         pooling, dimensions = plain(pooling), plain(dimensions)
-        width = self._width * len(self._pooling(pooling))
+        width = self._checkpoint.chain.width(self._width * len(self._pooling(pooling)))
         return self._dimensions(dimensions, False, width) or width
 
     # --- what it is
@@ -330,7 +331,7 @@ class Engine:
             raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
         if truncate is not True and not (isinstance(truncate, str) and truncate == "error"):
             raise RequestError(f'truncate is {truncate!r}; True or "error" belongs there')
-        width = self._width * max(1, len(modes))
+        width = self._checkpoint.chain.width(self._width * len(modes)) if task == "embed" else self._width
         keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
         most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for
