@@ -170,6 +170,15 @@ def test_a_plan_without_weights_is_that_of_the_folder_with_them(folders, tmp_pat
     assert "fp16" in planned.title
 
 
+@pytest.mark.spark
+def test_in_a_column(folders, spark):
+    folder = str(folders["dense, units, dense, unit"])
+    df = spark.createDataFrame([(text,) for text in TEXTS], "text string").coalesce(1)
+    found = [row[0] for row in df.select(firesteel.embed_udf(folder)("text")).collect()]
+    with firesteel.Engine(folder, threads=1) as engine:
+        np.testing.assert_array_equal(np.float32(found), engine.embed(TEXTS))
+
+
 # --- the files that a model is made of --------------------------------------------------------------------------------
 
 

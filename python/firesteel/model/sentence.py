@@ -139,9 +139,9 @@ def _routed(root: str, folder: str, kind: str) -> str:
     """The sentence for a Router whose settings lie in `folder`; Asym of old kept them in config.json."""
     path = os.path.join(folder, "router_config.json")
     structure = optional_json(path if there(path) else os.path.join(folder, "config.json")).get("structure")
-    routes = [name for name in structure if name.isidentifier()] if isinstance(structure, dict) else []
+    routes = list(structure) if isinstance(structure, dict) else []
     said = f"{os.path.join(root, 'modules.json')}: module {kind} picks modules by task"
-    if not routes:
+    if not routes or not all(name.isidentifier() for name in routes):
         return f"{said}, which does not run here; save a model of each of its routes, and give the folder of one"
     code = (
         "import sys; from sentence_transformers import SentenceTransformer as S; p = sys.argv[1]; "
