@@ -353,7 +353,12 @@ def modules(*listed):
         ([("Transformer", ""), ("Pooling", "9_Pooling")], CheckpointError, ("9_Pooling", "is missing")),
         ([("Transformer", "")], ConfigError, ("the modules are Transformer",)),
         ([("Pooling", ""), ("Transformer", "")], ConfigError, ("Pooling, Transformer",)),
-        ([("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")], ConfigError, ("Dense",)),
+        (
+            [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")],
+            CheckpointError,
+            ("2_Dense/config.json: is",),
+        ),
+        ([("Transformer", ""), ("Dense", "1_Dense"), ("Pooling", "2_Pooling")], ConfigError, ("Dense, Pooling; only",)),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import tiny
-from firesteel import ConfigError, Error, RequestError, _core
+from firesteel import CheckpointError, ConfigError, Error, RequestError, _core
 from firesteel.model.checkpoint import Checkpoint
 
 IDS = np.array([2, 5, 6, 3, 2, 3], dtype=np.int32)
@@ -120,6 +120,15 @@ def test_read_only_out_is_refused(engine):
         {"plan": [(0, 1, ())]},
         {"plan": [(0, 1, tuple(range(99)))]},
         {"plan": [(0, 1, ("x",))]},
+        {"chain": 3},
+        {"chain": [3]},
+        {"chain": ["dense"]},
+        {"chain": [()]},
+        {"chain": [("dense", 3)]},
+        {"chain": [("dense", "\ud800")]},
+        {"chain": [("norm", "x")]},
+        {"chain": [("unit", 1, 2)]},
+        {"chain": [("sparse",)]},
         {"cpu_path": 3},
         {"name": 3},
         {"nonsense": 1},
@@ -129,6 +138,13 @@ def test_read_only_out_is_refused(engine):
 def test_wrong_types_when_opening(arguments, changes):
     with pytest.raises((TypeError, ValueError, OverflowError)):
         _core.Engine(**{**arguments, **changes})
+
+
+def test_chains_that_the_tensors_do_not_have(arguments):
+    with pytest.raises(ConfigError, match="activation sigmoid is not one we compute"):
+        _core.Engine(**arguments, chain=[("dense", "sigmoid")])
+    with pytest.raises(CheckpointError, match="1 missing: modules.1.weight"):
+        _core.Engine(**arguments, chain=[("unit",), ("dense", "tanh")])
 
 
 def test_engine_needs_its_arguments():

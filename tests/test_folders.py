@@ -19,7 +19,7 @@ import pytest
 import tiny
 from firesteel import CheckpointError, ConfigError
 from firesteel.model import files, kinds, locate, node_cache
-from firesteel.model.checkpoint import Checkpoint, config_and_tensors, files_read
+from firesteel.model.checkpoint import Checkpoint, files_read, outline
 
 INDEX = "model.safetensors.index.json"
 
@@ -146,7 +146,7 @@ def test_shards_and_their_index(tmp_path, name, fault, words, monkeypatch):
     folder = tiny.write(tmp_path / "model", hidden=16, heads=2, inner=24, layers=1, shards=2)
     (folder / name).unlink()
     fault(folder / name)
-    for reads in (Checkpoint.open, files_read, config_and_tensors):
+    for reads in (Checkpoint.open, files_read, outline):
         assert said(CheckpointError, reads, folder).startswith(f"{folder / name}: {words}")
 
 

@@ -250,12 +250,13 @@ def test_chains_that_compute_what_is_understood(tmp_path, behind, normalize, way
 @pytest.mark.parametrize(
     ("behind", "words"),
     [
-        (
-            [OLD + "Dense"],
-            f"module {OLD}Dense is not understood; known are sentence-transformers' Transformer, Po",
-        ),
-        ([OLD + "Dropout", OLD + "LayerNorm"], "LayerNorm is not understood"),
-        (["mine.Dropout"], "module mine.Dropout is not understood"),
+        (["mine.Dropout"], "module mine.Dropout is not understood; known are sentence-transformers' Transformer, Po"),
+        (["mine.Router"], "module mine.Router is not understood"),
+        ([OLD + "Denser"], f"module {OLD}Denser is not understood"),
+        ([OLD + "LSTM"], f"module {OLD}LSTM puts an LSTM behind a model of words, which does not run here; known are"),
+        ([OLD + "WeightedLayerPooling"], "WeightedLayerPooling mixes the hidden states of several layers, which does"),
+        (["sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"], "makes sparse vectors"),
+        ([OLD + "Asym"], f"module {OLD}Asym picks modules by task, which does not run here; save a model of each"),
         (["sentence_transformers_too.models.Normalize"], "is not understood"),
         ([OLD + "Pooling"], "the modules are Transformer, Pooling, Pooling; only Transformer, Pooling and then"),
         ([OLD + "Normalize", OLD + "Transformer"], "the modules are Transformer, Pooling, Normalize, Transformer"),

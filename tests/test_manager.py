@@ -488,6 +488,7 @@ def test_a_description_that_lies_about_files_opens_nothing(folder):
         said = {
             "config": checkpoint.config,
             "tensors": tensors,
+            "chain": checkpoint.chain.steps,
             "name": "x",
             "options": engine._core._options,
             "knobs": {},

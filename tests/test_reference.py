@@ -5,6 +5,7 @@ The seed is printed when a test fails; FIRESTEEL_TEST_SEED=n runs it again."""
 import os
 import time
 
+import chain_kit
 import firesteel
 import numpy as np
 import pytest
@@ -181,6 +182,29 @@ def test_a_folder_that_sentence_transformers_saved(minilm, tmp_path):
     with firesteel.Engine(minilm) as old, firesteel.Engine(tmp_path) as new:
         rows = texts(20, 60, tiny.WORDS)
         np.testing.assert_array_equal(new.embed(rows), old.embed(rows))
+
+
+@pytest.mark.parametrize("chain", chain_kit.CHAINS)
+@pytest.mark.parametrize("saved", ["by an old release", "by this release"])
+def test_modules_behind_pooling(chain, saved, tmp_path):
+    folder = chain_kit.write(tmp_path / "model", chain_kit.CHAINS[chain], seed=SEED)
+    if saved == "by this release":
+        model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+        folder = tmp_path / "saved"
+        model.save(str(folder), create_model_card=False)
+    compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS))
+
+
+@pytest.mark.parametrize("options", [{"dimensions": 5}, {"prompt": "parse: "}], ids=str)
+def test_options_with_modules_behind_pooling(options, tmp_path):
+    folder = chain_kit.write(tmp_path / "model", chain_kit.CHAINS["two of dense"][:1], seed=SEED)
+    compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS), **options)
+
+
+def test_several_poolings_before_a_dense_module(tmp_path):
+    pooling = {"pooling_mode": ["mean", "cls", "max"]}
+    folder = chain_kit.write(tmp_path / "model", [("Dense", 48, 9, "Tanh")], pooling=pooling, seed=SEED)
+    compare_with_sentence_transformers(folder, texts(24, 30, tiny.WORDS))
 
 
 def test_a_folder_that_transformers_saved_in_shards(tmp_path):

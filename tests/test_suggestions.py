@@ -14,10 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chain_kit
 import firesteel
+import numpy as np
 import pytest
 import tiny
-from firesteel import CheckpointError, _core
+from firesteel import CheckpointError, ConfigError, _core
 from firesteel.commands import doctor
 from firesteel.model.checkpoint import Checkpoint
 from firesteel.model.tokenizer import Tokenizer
@@ -226,23 +228,84 @@ def test_a_pointer_of_git_lfs(tmp_path, name):
         Tokenizer(Checkpoint.open(folder))
 
 
-@pytest.mark.reference
-def test_the_line_that_converts_pickles(tmp_path):
-    """The message's command, run as it stands, in a folder whose name needs quoting."""
-    import numpy as np
-    import torch
-
-    folder = tiny.write(tmp_path / "it's a model")
-    with firesteel.Engine(folder, threads=1) as engine:
-        right = engine.embed(["the table"])
-    weights = {name: torch.from_numpy(array) for name, array in tiny.tensors(tiny.config()).items()}
-    torch.save(weights, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError) as raised:
+def run_the_line(error, folder):
+    """Opening `folder` fails with a command, which is run as it stands."""
+    with pytest.raises(error) as raised:
         Checkpoint.open(folder)
     command = str(raised.value)[str(raised.value).index("python -c") :]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (command, done.stderr)
+
+
+def pickled(path):
+    """model.safetensors -> pytorch_model.bin, in the folder `path`."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+MODELS = [("bert", 0), ("roberta", 0), ("roberta", 3), ("distilbert", 3)]
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("kind, labels", MODELS, ids=str)
+def test_the_line_that_converts_pickles(tmp_path, kind, labels):
+    """The message's command, in a folder whose name needs quoting; of a classifier it keeps the head."""
+    folder = tiny.write_architecture(tmp_path / "it's a model", kind, labels=labels)
+    tiny.write_tokenizer(folder)
+    rows = tiny.rows(1, (1, 5, 17))
+
+    def computed():
+        with firesteel.Engine(folder, threads=1) as engine:
+            logits = np.zeros((len(rows), engine.settings["labels"]), np.float32)
+            if labels:
+                offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+                assert engine._core.submit(np.concatenate(rows), offsets, logits, task="classify").wait(60)
+            return [*engine.hidden_states(rows), logits]
+
+    right = computed()
+    assert right[-1].shape == (3, labels)
+    pickled(folder)
+    run_the_line(CheckpointError, folder)
+    for found, expected in zip(computed(), right, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.reference
+def test_the_line_that_converts_a_module(tmp_path):
+    listed = [("Dense", 16, 8, "Tanh"), ("LayerNorm", 8)]
+    folder = chain_kit.write(tmp_path / "it's a model", listed)
+    with firesteel.Engine(folder, threads=1) as engine:
+        right = engine.embed(["the table"])
+    for module in ("2_Dense", "3_LayerNorm"):
+        pickled(folder / module)
+    for _ in listed:  # a command for each
+        run_the_line(CheckpointError, folder)
     with firesteel.Engine(folder, threads=1) as engine:
         np.testing.assert_array_equal(engine.embed(["the table"]), right)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_the_line_that_makes_a_folder_of_each_route(tmp_path, place):
+    """sentence-transformers' own asymmetric folders: the routes' vectors are those of encode_query, encode_document."""
+    library = pytest.importorskip("sentence_transformers")
+    modules = library.sentence_transformer.modules
+    base = tiny.write(tmp_path / "base", hidden=16, heads=2, inner=24, layers=1)
+    common = [modules.Transformer(str(base)), modules.Pooling(16, "mean")]
+    routes = [[modules.Dense(16, 8)], [modules.Dense(16, 8), modules.Normalize()]]
+    if place == "first":
+        routes, common = [[*common, *route] for route in routes], []
+    router = modules.Router.for_query_document(*routes)
+    asked = {"query": "date: ", "document": ""}
+    model = library.SentenceTransformer(modules=[*common, router], device="cpu", prompts=asked)
+    folder = tmp_path / "it's a model"
+    model.save(str(folder), create_model_card=False)
+    run_the_line(ConfigError, folder)
+    texts = ["the first row", "a date"]
+    for route, encode in (("query", model.encode_query), ("document", model.encode_document)):
+        with firesteel.Engine(f"{folder}-{route}", threads=1) as engine:
+            assert tiny.error_per_row(engine.embed(texts), encode(texts)) < 1e-5

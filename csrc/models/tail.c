@@ -81,7 +81,10 @@ static fs_status take_chain(fs_settings *set, const fs_checkpoint *c, const fs_t
         } else if (to->kind == FS_TAIL_NORM && weight && weight->rank == 1 && !width) {
             to->K = to->N = weight->shape[0];
         }
-        if (to->kind != FS_TAIL_UNIT) width = to->N;
+        if (to->kind == FS_TAIL_UNIT) continue;
+        for (int before = 0; before < i && !width; before++) /* those only scale: they are as wide as this one */
+            set->chain.steps[before].K = set->chain.steps[before].N = to->K;
+        width = to->N;
     }
     return FS_OK;
 }

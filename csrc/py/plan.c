@@ -135,7 +135,7 @@ PyObject *fs_py_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
 
 const char fs_py_check_options_doc[] = PyDoc_STR(
     "check_options(*, devices=('auto',), parallel=None, dtype='auto', cpu_path=None, threads=0, config=None,\n"
-    "              name='config', chain=())\n"
+    "              name='config')\n"
     "--\n\n"
     "Raises the ConfigError that Engine would raise for these options on any machine; asks none what it has, so\n"
     "'auto' and 'cuda' devices may be as many as `parallel` needs. config: of the model, for numbers that it cannot\n"

@@ -39,6 +39,9 @@ class Engine:
         cpu_path: str | None = None,
         plan: Sequence[Stage] | None = None,
         parallel: str | None = None,
+        # ("dense", activation), ("norm", eps), ("unit",): the steps behind pooling, in their order; the tensors of the
+        # third are modules.2.weight and modules.2.bias
+        chain: Sequence[tuple[object, ...]] = (),
     ) -> None: ...
     @property
     def settings(self) -> dict[str, object]: ...
@@ -133,6 +136,7 @@ def plan(
     parallel: str | None = None,
     cpu_path: str | None = None,
     name: str = "config",  # the model's folder, which sentences name
+    chain: Sequence[tuple[object, ...]] = (),  # as in Engine
 ) -> dict[str, object]: ...
 
 # Raises the ConfigError that Engine would raise for these options on any machine, without asking this one what it has.

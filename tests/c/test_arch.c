@@ -276,6 +276,9 @@ static void heads_are_found_by_class_and_tensors(void) {
 static void chains_take_their_widths_from_the_tensors(void) {
     static const fs_chain_step steps[] = { { FS_CHAIN_DENSE, "tanh", 0 },
                                            { FS_CHAIN_UNIT, NULL, 0 },
+                                           { FS_CHAIN_NORM, NULL, 1e-5f } },
+                               units[] = { { FS_CHAIN_UNIT, NULL, 0 },
+                                           { FS_CHAIN_DENSE, "tanh", 0 },
                                            { FS_CHAIN_NORM, NULL, 1e-5f } };
     tiny_bert t;
     fs_settings set = settings(0, L);
@@ -296,6 +299,17 @@ static void chains_take_their_widths_from_the_tensors(void) {
                 "pooling makes vectors of 8, and the folder's module behind it takes 16");
     embed.pooling_count = 2, embed.dimensions = 6;
     CHECK_FAILS(fs_task_check(&embed, &set), FS_REQUEST, "dimensions = 6; the model's vectors have 5");
+    t.c.chain = units, t.c.chain_count = 3, embed.dimensions = 0; /* what stands before the first dense step */
+    tiny_find(&t, "modules.0.weight")->name = "modules.1.weight";
+    set = settings(0, L);
+    CHECK_OK(settle(&set, &t));
+    CHECK_INT(set.chain.steps[0].K, 2 * D);
+    CHECK_INT(set.chain.steps[0].N, 2 * D);
+    CHECK_OK(fs_task_check(&embed, &set));
+    CHECK_INT(fs_task_width(&embed, &set), 5);
+    tiny_find(&t, "modules.1.weight")->name = "modules.0.weight";
+    t.c.chain = steps;
+    set = settings(0, L);
     tiny_find(&t, "modules.2.bias")->shape[0] = 4;
     tiny_find(&t, "modules.2.bias")->bytes = 16;
     CHECK_FAILS(settle(&set, &t), FS_CHECKPOINT, "modules.2.bias is [4] where config.json means [5]");

@@ -97,6 +97,7 @@ class Engine:
                 config=checkpoint.config,
                 tensors=checkpoint.tensors,
                 files=checkpoint.files,
+                chain=checkpoint.chain.steps,
                 name=checkpoint.folder,
                 **options,
             ),
@@ -323,7 +324,7 @@ class Engine:
     def dimension(self, pooling: str | Sequence[str] = "auto", dimensions: int | None = None) -> int:
         """Floats in one vector that `embed` makes with these options."""
         pooling, dimensions = plain(pooling), plain(dimensions)
-        width = self._width * len(self._pooling(pooling))
+        width = self._checkpoint.chain.width(self._width * len(self._pooling(pooling)))
         return self._dimensions(dimensions, False, width) or width
 
     # --- what it is
@@ -439,7 +440,9 @@ class Engine:
         if not isinstance(normalize, bool):
             raise RequestError(f'normalize is {normalize!r}; True, False or "auto" belongs there')
         check_truncate(truncate)
-        width = self._labels if task in _SCORED else self._width * max(1, len(modes))
+        width = self._labels if task in _SCORED else self._width
+        if task == "embed":
+            width = self._checkpoint.chain.width(self._width * len(modes))
         keep = self._dimensions(dimensions, normalize, width) if task == "embed" else 0
         limit = self._max_length(max_length)
         most = None if self._any_length and max_length is None else limit  # the engine says what a batch has room for

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from .. import _core
 from ..host.text import one_line
-from ..model.checkpoint import config_and_tensors
+from ..model.chain import Chain
+from ..model.checkpoint import outline
 from ..model.locate import seen
 from .options import byte_count, engine_options
 
@@ -169,15 +170,16 @@ def plan(
     options = engine_options(devices=devices, parallel=parallel, dtype=dtype, cpu_path=cpu_path)
     sizes = memory if isinstance(memory, (list, tuple)) else [memory]
     if isinstance(model, Mapping):
-        folder, config, tensors = "config", dict(model), []
+        folder, config, tensors, chain = "config", dict(model), [], Chain()
     else:
-        folder, config, tensors = config_and_tensors(seen(model))
-    if not tensors:  # one entry that says what the weights would be saved in
+        folder, config, tensors, chain = outline(seen(model))
+    if not tensors:  # one entry, larger than any module's, that says what the weights would be saved in
         saved = _SAVED.get(str(config.get("torch_dtype") or config.get("dtype")), "F32")
-        tensors = [("weights", saved, (1,), 0, 0, 4)]
+        tensors = [("weights", saved, (1 << 60,), 0, 0, 1 << 62)]
     said = _core.plan(
         config=config,
-        tensors=tensors,
+        tensors=[*tensors, *chain.tensors],
+        chain=chain.steps,
         devices=options["devices"],
         memory=[byte_count(size, "memory") for size in sizes],
         dtype=options["dtype"],

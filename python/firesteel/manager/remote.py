@@ -140,6 +140,7 @@ class RemoteCore:
         described = {
             "config": self._checkpoint.config,
             "tensors": self._checkpoint.tensors,
+            "chain": self._checkpoint.chain.steps,
             "name": self._checkpoint.folder,
             "options": self._options,
             "knobs": self._knobs,

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .. import _core
 from .._core import Error, OutOfMemory, RequestError
@@ -53,6 +54,16 @@ class _Model:
     ready: threading.Event = field(default_factory=threading.Event)
     used: float = 0.0  # time.monotonic() of the last open or release of it
     seconds: float = 0.0
+
+
+class _Description(NamedTuple):
+    """A model as a worker has read it, as _core.Engine takes it."""
+
+    config: dict[str, object]
+    tensors: list[tuple[object, ...]]
+    chain: list[tuple[object, ...]]
+    options: dict[str, object]
+    knobs: dict[str, str]
 
 
 class Service:
@@ -151,16 +162,21 @@ class Service:
         text = _contents(files[0])
         try:
             said = json.loads(text)
-            config, tensors, name = dict(said["config"]), [_tensor(t) for t in said["tensors"]], one_line(said["name"])
-            options = {option: said["options"][option] for option in OPTIONS}
-            knobs = {str(knob): str(value) for knob, value in said["knobs"].items()}
+            name = one_line(said["name"])
+            described = _Description(
+                config=dict(said["config"]),
+                tensors=[_tensor(tensor) for tensor in said["tensors"]],
+                chain=[tuple(step) for step in said["chain"]],
+                options={option: said["options"][option] for option in OPTIONS},
+                knobs={str(knob): str(value) for knob, value in said["knobs"].items()},
+            )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise RequestError("the description of a model is not one that a worker makes") from None
         key = _key(text, files[1:])
         while True:
             model, first = self._claim(key, name, files)
             if first:
-                self._open_first(model, key, config, tensors, options, knobs)
+                self._open_first(model, key, described)
             model.ready.wait()
             if model.error:
                 raise model.error
@@ -178,24 +194,16 @@ class Service:
             model = self._models[key] = _Model(number, name, [os.dup(file) for file in files[1:]])
             return model, True
 
-    def _open_first(
-        self,
-        model: _Model,
-        key: str,
-        config: dict[str, object],
-        tensors: list[tuple[object, ...]],
-        options: dict[str, object],
-        knobs: dict[str, str],
-    ) -> None:
+    def _open_first(self, model: _Model, key: str, described: _Description) -> None:
         try:
             with self._opening:
                 started = time.monotonic()
                 try:
-                    model.engine, model.claim = self._engine(model, config, tensors, options, knobs)
+                    model.engine, model.claim = self._engine(model, described)
                 except OutOfMemory:
                     if not self._close_idle(KEPT_SECONDS):
                         raise
-                    model.engine, model.claim = self._engine(model, config, tensors, options, knobs)
+                    model.engine, model.claim = self._engine(model, described)
                 model.seconds = time.monotonic() - started
             self._server.serve(model.number, model.engine)
             log.info("opened %s in %.2f s: %s", model.name, model.seconds, model.engine.numerics)
@@ -212,21 +220,16 @@ class Service:
                 self._close(model)
             model.ready.set()
 
-    def _engine(
-        self,
-        model: _Model,
-        config: dict[str, object],
-        tensors: list[tuple[object, ...]],
-        options: dict[str, object],
-        knobs: dict[str, str],
-    ) -> tuple[_core.Engine, Claim]:
+    def _engine(self, model: _Model, described: _Description) -> tuple[_core.Engine, Claim]:
         known = knobs_of_engines()
         for name in known:  # as the worker has them; ours were those of the first worker
             os.environ.pop(f"FIRESTEEL_{name}", None)
-        os.environ.update({f"FIRESTEEL_{name}": value for name, value in knobs.items() if name in known})
+        os.environ.update({f"FIRESTEEL_{name}": value for name, value in described.knobs.items() if name in known})
+        options = described.options
         return open_engine(
-            config=config,
-            tensors=tensors,
+            config=described.config,
+            tensors=described.tensors,
+            chain=described.chain,
             files=[f"/proc/self/fd/{file}" for file in model.files],
             name=model.name,
             devices=tuple(options["devices"]),

@@ -8,6 +8,7 @@ labels       what the logits of a classifier's head mean: names, and how they be
 kinds        what a folder is that does not run here, in one sentence
 safetensors  which files hold the weights, and where every tensor lies in them
 sentence     modules.json and the settings beside it -> how a vector is made
+chain        the modules behind pooling, Dense and such -> the steps and tensors of them
 tokenizer    text -> token ids
 tokenizer_files  the rules of tokenizer files, as in transformers, and what must come out of them
 tokenizer_settings  what those files say: class, special and added tokens, keys

@@ -124,6 +124,22 @@ def without_weights(folder: str, config: Mapping[str, object]) -> str:
     return f"{what}; found {listing(folder)}"
 
 
+def module_without_weights(folder: str) -> str:
+    """There is no model.safetensors in the folder of a sentence-transformers module, which may not be there either."""
+    pickle = "pytorch_model.bin"
+    if not there(os.path.join(folder, pickle)):
+        return f"{folder}: model.safetensors is missing, this module's weights; copy it from where the model came from"
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; p = sys.argv[1]; t = torch.load(p + "
+        f"'/{pickle}', map_location='cpu', weights_only=True); save_file({{n: t[n].contiguous() for n in t}}, p + "
+        "'/model.safetensors')"
+    )
+    return (
+        f"{folder}: has only {pickle}; pickles can run code when they are read and are refused; convert once: "
+        f'python -c "{code}" {shlex.quote(folder)}'
+    )
+
+
 def check_adapter(folder: str) -> None:
     """Raises CheckpointError for an adapter, also where weights lie beside it: they are not what it was trained for."""
     if there(os.path.join(folder, "adapter_config.json")):

@@ -3,17 +3,23 @@
     Transformer -> hidden states      sentence_bert_config.json in its folder: the length, lower case
     Pooling     -> one vector         config.json in its folder
     Normalize   -> of length 1        a second one changes nothing
+    Dense, LayerNorm                  in any order behind Pooling, Normalize between them: chain.py reads what they hold
     Dropout                           changes nothing where nothing is trained
 
-A CrossEncoder's Transformer, which is a classifier, stands alone; what becomes of its logits labels.py says.
+Other modules, and a key that may change the mathematics, are refused by name.
 
-A chain of other modules, and a key that may change the mathematics, is refused by name.
+A Router (Asym of old) picks modules by task, "query" or "document", and an engine has one chain. It is refused, with
+the command that makes a folder of each route: whichever route was taken without asking, rows of the other kind would
+get vectors that mean nothing, and nobody would be told.
+
+A CrossEncoder's Transformer, which is a classifier, stands alone; what becomes of its logits labels.py says.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -44,7 +50,28 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_MODULES = ("Transformer", "Pooling", "Normalize", "Dropout")
+SIZED = ("Dense", "LayerNorm")  # modules that have weights
+_BEHIND = (*SIZED, "Normalize", "Dropout")  # Pooling, in any order
+_MODULES = ("Transformer", "Pooling", *_BEHIND)
+# Those that do not run, and why: what a folder has instead of, or beside, one transformer's hidden states.
+_OTHERS = {
+    "BoW": "counts words",
+    "CLIPModel": "embeds images and text",
+    "CNN": "puts convolutions behind a model of words",
+    "CSRSparsity": "makes sparse vectors",
+    "LSTM": "puts an LSTM behind a model of words",
+    "MLMTransformer": "makes sparse vectors",
+    "MultiVectorMask": "makes a vector of each token",
+    "SparseAutoEncoder": "makes sparse vectors",
+    "SparseStaticEmbedding": "makes sparse vectors",
+    "SpladePooling": "makes sparse vectors",
+    "StaticEmbedding": "has vectors of words and no transformer",
+    "TokenPooling": "makes several vectors of a text",
+    "WeightedLayerPooling": "mixes the hidden states of several layers",
+    "WordEmbeddings": "has vectors of words and no transformer",
+    "WordWeights": "weighs words",
+}
+_ROUTERS = ("Router", "Asym")
 # Keys of sentence_bert_config.json that say nothing new while they hold one of these values.
 _TRANSFORMER_NEUTRAL = {
     "transformer_task": (None, "feature-extraction"),
@@ -101,20 +128,53 @@ def read_modules(root: str) -> list[Module]:
         if not isinstance(kind, str) or not isinstance(module.get("path"), str):
             raise CheckpointError(f"{path}: module {module!r} has no type or no path")
         package, _, name = kind.rpartition(".")
-        if name not in _MODULES or package.partition(".")[0] != "sentence_transformers":
-            raise ConfigError(
-                f"{path}: module {kind} is not understood; known are sentence-transformers' {', '.join(_MODULES)}"
-            )
+        theirs = package.partition(".")[0] == "sentence_transformers"
+        if theirs and name in _ROUTERS:
+            raise ConfigError(_routed(root, inside(root, module["path"], "modules.json"), kind))
+        if not theirs or name not in _MODULES:
+            why = f"{_OTHERS[name]}, which does not run here" if theirs and name in _OTHERS else "is not understood"
+            raise ConfigError(f"{path}: module {kind} {why}; known are sentence-transformers' {', '.join(_MODULES)}")
         modules.append(Module(name, inside(root, module["path"], "modules.json")))
         folder_there(modules[-1].folder)  # a file in its place is an error; of modules without settings none need be
     order = [module.kind for module in modules]
     if order == ["Transformer"]:  # a CrossEncoder's, or so read_sentence finds
         return modules
-    if order[:2] != ["Transformer", "Pooling"] or not set(order[2:]) <= {"Normalize", "Dropout"}:
+    if order[:2] != ["Transformer", "Pooling"] or not set(order[2:]) <= set(_BEHIND):
         raise ConfigError(
-            f"{path}: the modules are {', '.join(order)}; only Transformer, Pooling and then Normalize or Dropout run"
+            f"{path}: the modules are {', '.join(order)}; only Transformer, Pooling and then {', '.join(_BEHIND)} in "
+            f"any order run"
         )
     return modules
+
+
+def _routed(root: str, folder: str, kind: str) -> str:
+    """The sentence for a Router whose settings lie in `folder`; Asym of old kept them in config.json."""
+    path = os.path.join(folder, "router_config.json")
+    structure = optional_json(path if there(path) else os.path.join(folder, "config.json")).get("structure")
+    routes = list(structure) if isinstance(structure, dict) else []
+    said = f"{os.path.join(root, 'modules.json')}: module {kind} picks modules by task"
+    if not routes or not all(name.isidentifier() for name in routes):
+        return f"{said}, which does not run here; save a model of each of its routes, and give the folder of one"
+    code = (
+        "import sys; from sentence_transformers import SentenceTransformer as S; p = sys.argv[1]; "
+        "m = S(p, device='cpu'); [S(modules=[y for x in m for y in (x.sub_modules[r] if hasattr(x, 'sub_modules') else "
+        "[x])], device='cpu', prompts=m.prompts, default_prompt_name=r if r in m.prompts else None)"
+        ".save(p.rstrip('/') + '-' + r) for r in sys.argv[2:]]"
+    )
+    return (
+        f"{said} ({some(routes)}), which does not run here; make a folder of each once, and give the one that your "
+        f'texts are for: python -c "{code}" {shlex.quote(root)} {" ".join(routes)}'
+    )
+
+
+def last_sized(modules: list[Module]) -> int:
+    """The place of the last module that vectors leave with other values, whatever their length; Pooling's at least."""
+    return max((i for i, module in enumerate(modules) if module.kind in SIZED), default=1)
+
+
+def hidden_width(config: Mapping[str, object]) -> int | None:
+    """Floats of a token's hidden state, where config.json says so under a name that is known here."""
+    return next((config[key] for key in ("hidden_size", "dim") if type(config.get(key)) is int), None)
 
 
 def read_sentence(
@@ -136,21 +196,13 @@ def read_sentence(
             f'CrossEncoder, whose settings say transformer_task = "sequence-classification"'
         )
     neutral = _TRANSFORMER_NEUTRAL if len(modules) > 1 else _CLASSIFIER_NEUTRAL
-    _expect_known(path, transformer, ("max_seq_length", "do_lower_case"), neutral)
-    length = _optional_int(path, transformer, "max_seq_length") or length
-    lower = _flag(path, transformer, "do_lower_case")
+    expect_known(path, transformer, ("max_seq_length", "do_lower_case"), neutral)
+    length = optional_int(path, transformer, "max_seq_length") or length
+    lower = flag(path, transformer, "do_lower_case")
 
     pooling, include_prompt = ("mean",), True
     if len(modules) > 1:
         pooling, include_prompt = _pooling(os.path.join(modules[1].folder, "config.json"), config)
-    for module in modules[2:]:
-        path = os.path.join(module.folder, "config.json")
-        if module.kind == "Normalize":
-            neutral = dict.fromkeys(("module_input_name", "module_output_name"), (None, "sentence_embedding"))
-            _expect_known(path, optional_json(path), (), neutral)
-        else:
-            _expect_known(path, optional_json(path), ("dropout",), {})
-
     path = os.path.join(root, "config_sentence_transformers.json")
     settings = optional_json(path)
     known = ("__version__", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
@@ -158,7 +210,7 @@ def read_sentence(
     if len(modules) == 1:
         known += ("activation_fn",)
         neutral = {"model_type": (None, "CrossEncoder"), "keep_in_fp32_modules": (None, [])}
-    _expect_known(path, settings, known, neutral)
+    expect_known(path, settings, known, neutral)
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(f"{path}: prompts is no object from names to strings")
@@ -167,13 +219,13 @@ def read_sentence(
         raise ConfigError(f"{path}: default_prompt_name is {default!r}; the prompts are {some(prompts) or 'none'}")
     return Sentence(
         pooling=pooling,
-        normalize=any(module.kind == "Normalize" for module in modules),
+        normalize=any(module.kind == "Normalize" for module in modules[last_sized(modules) + 1 :]),
         include_prompt=include_prompt,
         max_length=length,
         do_lower_case=lower,
         prompts={name: text or "" for name, text in prompts.items()},
         default_prompt_name=default,
-        truncate_dim=_optional_int(path, settings, "truncate_dim"),
+        truncate_dim=optional_int(path, settings, "truncate_dim"),
         activation=settings.get("activation_fn"),
     )
 
@@ -205,18 +257,17 @@ def _pooling(path: str, config: Mapping[str, object]) -> tuple[tuple[str, ...], 
         raise CheckpointError(f"{path}: is missing, but modules.json names its folder as the Pooling module")
     pooling = read_json(path)
     width_keys = ("embedding_dimension", "word_embedding_dimension")
-    _expect_known(path, pooling, ("pooling_mode", "include_prompt", *width_keys, *_POOLING_FLAGS), {})
+    expect_known(path, pooling, ("pooling_mode", "include_prompt", *width_keys, *_POOLING_FLAGS), {})
+    width = hidden_width(config)
     for key in width_keys:
-        if key in pooling and "hidden_size" in config and pooling[key] != config["hidden_size"]:
-            raise ConfigError(
-                f"{path}: {key} is {pooling[key]!r}, but the model's hidden_size is {config['hidden_size']!r}"
-            )
+        if key in pooling and width is not None and pooling[key] != width:
+            raise ConfigError(f"{path}: {key} is {pooling[key]!r}, but the model's hidden_size is {width}")
     modes = pooling.get("pooling_mode")
     if modes is None:
-        modes = [mode for key, mode in _POOLING_FLAGS.items() if _flag(path, pooling, key)] or ["mean"]
+        modes = [mode for key, mode in _POOLING_FLAGS.items() if flag(path, pooling, key)] or ["mean"]
     elif isinstance(modes, str):
         modes = [modes]
-    return pooling_modes(modes, path), _flag(path, pooling, "include_prompt", True)
+    return pooling_modes(modes, path), flag(path, pooling, "include_prompt", True)
 
 
 def pooling_modes(modes: object, said_by: str) -> tuple[str, ...]:
@@ -231,7 +282,7 @@ def pooling_modes(modes: object, said_by: str) -> tuple[str, ...]:
     return tuple(known[mode] for mode in listed)
 
 
-def _expect_known(
+def expect_known(
     path: str, settings: Mapping[str, object], known: tuple[str, ...], neutral: Mapping[str, tuple[object, ...]]
 ) -> None:
     """A key that may change the mathematics and is not understood is an error, unless the user knows better."""
@@ -244,14 +295,14 @@ def _expect_known(
         )
 
 
-def _optional_int(path: str, settings: Mapping[str, object], key: str) -> int | None:
+def optional_int(path: str, settings: Mapping[str, object], key: str) -> int | None:
     value = settings.get(key)
     if value is None or (type(value) is int and 0 < value < 2**31):
         return value
     raise ConfigError(f"{path}: {key} is {value!r}; a positive whole number or null belongs there")
 
 
-def _flag(path: str, settings: Mapping[str, object], key: str, default: bool = False) -> bool:
+def flag(path: str, settings: Mapping[str, object], key: str, default: bool = False) -> bool:
     value = settings.get(key, default)
     if value is None or isinstance(value, bool) or (type(value) is int and value in (0, 1)):
         return bool(value)

@@ -24,7 +24,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.heads import warn_of_head
 from ..model.labels import classifier_of, labels_by_files, one_name_each, reranker_of
 from ..model.locate import FORMS, Located, describe, resolve, unseen
-from ..model.sentence import pooling_modes
+from ..model.sentence import hidden_width, pooling_modes
 
 OUTPUTS = ("all", "first", "last", "mean")
 ON_ERROR = ("fail", "null")
@@ -199,19 +199,19 @@ def _check_model(
     if task == "embed":
         prompt_text(checkpoint.sentence, request["prompt"], request["prompt_name"])
         warn_of_head(checkpoint.folder, checkpoint.head)
-    positions, width = (checkpoint.config.get(key) for key in ("max_position_embeddings", "hidden_size"))
+    positions, width = checkpoint.config.get("max_position_embeddings"), hidden_width(checkpoint.config)
     length, dimensions = request["max_length"], request.get("dimensions")
     if length and type(positions) is int and length > positions:
         raise RequestError(
             f"max_length is {length}; the model has {positions} positions, so 1 to {positions} belongs there"
         )
-    if not dimensions or type(width) is not int:
+    if "pooling" not in request or width is None:
         return located
     modes = checkpoint.sentence.pooling
     if request["pooling"] != "auto":
         modes = pooling_modes(request["pooling"], said_by)
-    if dimensions > width * len(modes):
-        width *= len(modes)
+    width = checkpoint.chain.width(width * len(modes))
+    if dimensions and dimensions > width:
         raise RequestError(f"dimensions is {dimensions}; vectors have {width}, so 1 to {width} belongs there")
     return located
 
