@@ -19,7 +19,7 @@ def names(spark, minilm, tmp_path_factory):
     import pyspark.sql.functions as F
 
     made = {}
-    for name, labels in (("classifier", ["foul", "fair"]), ("reranker", ["LABEL_0"])):
+    for name, labels in (("classifier", ["fair", "foul"]), ("reranker", ["LABEL_0"])):
         folder = tmp_path_factory.mktemp("examples") / name
         named = {"id2label": {str(place): label for place, label in enumerate(labels)}}
         made[name] = str(tiny.write_architecture(folder, "bert", labels=len(labels)))

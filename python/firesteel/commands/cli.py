@@ -138,14 +138,25 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     files.add_argument("--force", action="store_true", help="replace an output that exists")
     files.add_argument("--quiet", action="store_true", help="no progress bar")
     task = run.add_argument_group("what to compute")
-    task.add_argument("--task", choices=["embed"], default="embed")
+    task.add_argument("--task", choices=["embed", "classify", "rerank"], default="embed")
+    task.add_argument(
+        "--pair-column", metavar="NAME", help="the second texts of pairs (classify), the documents (rerank)"
+    )
+    task.add_argument("--top-k", metavar="N", type=int, help="classify: an array of the N best labels, not one label")
+    task.add_argument("--scores", choices=["all"], help="classify: the scores of all labels, by name")
+    task.add_argument("--raw", action="store_true", help="classify, rerank: logits instead of scores")
     task.add_argument("--pooling", metavar="MODE[,MODE]", default="auto", help="cls, mean, max, ... (default: auto)")
     task.add_argument("--normalize", choices=["auto", "yes", "no"], default="auto")
     task.add_argument("--max-length", metavar="N", type=int, help="tokens of a row, special ones included")
     task.add_argument("--prompt", metavar="TEXT", help="a text before each row")
     task.add_argument("--prompt-name", metavar="NAME", help="one of the model's own prompts, before each row")
     task.add_argument("--dimensions", metavar="N", type=int, help="keep the first N numbers of each vector")
-    task.add_argument("--truncate", choices=["cut", "error"], default="cut", help="what a text that is too long does")
+    task.add_argument(
+        "--truncate",
+        choices=["cut", "left", "right", "error"],
+        default="cut",
+        help="what a text that is too long does: it is cut on the side that the folder says, on this one, or faulty",
+    )
     task.add_argument("--details", action="store_true", help="a struct with errors and token counts a row")
     task.add_argument("--on-error", choices=["fail", "null"], help="faulty rows (default: null with --details)")
     task.add_argument("--max-errors", metavar="SHARE", type=float, default=0.5, help="of all rows (default: 0.5)")
@@ -219,13 +230,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from . import run
 
     options: dict[str, object] = {
-        "pooling": _listed(arguments.pooling),
-        "normalize": {"auto": "auto", "yes": True, "no": False}[arguments.normalize],
+        **_task_options(arguments),
         "max_length": arguments.max_length,
-        "prompt": arguments.prompt,
-        "prompt_name": arguments.prompt_name,
-        "dimensions": arguments.dimensions,
-        "truncate": arguments.truncate == "cut" or "error",
+        "truncate": arguments.truncate == "cut" or arguments.truncate,
         "details": arguments.details,
         "on_error": arguments.on_error,
         "max_errors": arguments.max_errors,
@@ -244,6 +251,8 @@ def _run(arguments: argparse.Namespace) -> int:
             column=arguments.column,
             target=arguments.output,
             output=arguments.output_column,
+            task=arguments.task,
+            pair=arguments.pair_column,
             delimiter=arguments.delimiter,
             force=arguments.force,
         )
@@ -260,6 +269,38 @@ def _run(arguments: argparse.Namespace) -> int:
     for sentence in filter(None, (report.escaped, report.cut)):
         _complain(sentence)
     return report.exit_code
+
+
+# Flags that only some tasks have, and what they are where nobody says anything.
+_TASK_FLAGS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "pooling": ("auto", ("embed",)),
+    "normalize": ("auto", ("embed",)),
+    "prompt": (None, ("embed",)),
+    "prompt_name": (None, ("embed",)),
+    "dimensions": (None, ("embed",)),
+    "top_k": (None, ("classify",)),
+    "scores": (None, ("classify",)),
+    "raw": (False, ("classify", "rerank")),
+    "pair_column": (None, ("classify", "rerank")),
+}
+
+
+def _task_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """The options of --task. Raises Refused for a flag that it has not."""
+    options = {}
+    for name, (default, tasks) in _TASK_FLAGS.items():
+        value = getattr(arguments, name)
+        if arguments.task in tasks:
+            options[name] = value
+        elif value != default:
+            raise Refused(f"--{name.replace('_', '-')} goes with --task {' or '.join(tasks)}, not {arguments.task}")
+    if arguments.task == "rerank" and arguments.pair_column is None:
+        raise Refused("--task rerank needs --pair-column, the column with the documents; --column has the queries")
+    options.pop("pair_column", None)
+    if arguments.task == "embed":
+        options["pooling"] = _listed(arguments.pooling)
+        options["normalize"] = {"auto": "auto", "yes": True, "no": False}[arguments.normalize]
+    return options
 
 
 def _failed(error: Exception) -> int:

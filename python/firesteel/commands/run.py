@@ -21,14 +21,16 @@ from ..host.text import one_line as said
 from ..model.checkpoint import Checkpoint
 from ..model.locate import find, resolve
 from ..table import csv_file, files
-from ..table.columns import FLOATS, details_type, valid
+from ..table.columns import details_type, valid
 from ..table.files import BadFile, Rows, Source, reason, with_faults
-from ..table.job import Job, embed_job
+from ..table.job import Job, classify_job, embed_job, rerank_job
 from ..table.json_lines import open_json_lines
 from ..table.parquet_file import open_parquet
 from ..table.stream import CHECKED_ROWS, stream
 from ..table.targets import Target, open_target
+from ..table.tasks import TASKS, arrow_type
 
+JOBS = {"embed": embed_job, "classify": classify_job, "rerank": rerank_job}
 READ = (".parquet", ".jsonl", ".ndjson", ".csv")
 WRITTEN = READ
 
@@ -87,8 +89,8 @@ class Work:
             replace(self.job, details=True, on_error="null", max_errors=1.0),
             self.source,
             lambda *_: nullcontext(self.engine),
-            lambda rows: [rows.column],
-            ["the input column"],
+            lambda rows: rows.inputs,
+            ["the input column", "the pair column"],
         )
         start = perf_counter()
         bar = tqdm(total=self.source.rows, unit=" rows", unit_scale=True, disable=True if quiet else None)
@@ -169,6 +171,8 @@ def prepare(
     column: str,
     target: str,
     output: str,
+    task: str = "embed",
+    pair: str | None = None,
     delimiter: str | None = None,
     force: bool = False,
 ) -> Work:
@@ -178,7 +182,8 @@ def prepare(
     """
     located = resolve(model)
     Checkpoint.open(find(located))  # a job may leave a folder that is not here to other machines; here there is none
-    job = embed_job(located, said_by="run", **options)
+    job = JOBS[task](located, said_by="run", **options)
+    files.check_pair(column, pair)
     reads, writes = files.check_source(source, READ), _check_target(source, target, force)
     if not output:
         raise BadFile("--output-column is empty; the name of the new column belongs there")
@@ -187,34 +192,43 @@ def prepare(
     if delimiter is not None and ".csv" not in (reads, writes):
         raise BadFile(f"--delimiter is {said(delimiter)!r}, and neither --input nor --output is .csv")
     sign = csv_file.check_delimiter("," if delimiter is None else delimiter)
-    opened = _open(source, column, output, reads, writes, sign)
-    kind = details_type(FLOATS) if job.details else FLOATS
+    opened = _open(source, column, output, reads, writes, sign, pair)
+    kind = details_type(arrow_type(job)) if job.details else arrow_type(job)
     written = open_target(target, opened, pa.field(output, kind), sign.decode())
     if opened.fault and job.on_error == "fail":
         raise faulty(source, f"line {opened.fault.line}", opened.fault.code, opened.fault.sentence)
-    first = [""] if pa.types.is_string(opened.kind) or pa.types.is_large_string(opened.kind) else []
     engine = Engine(job.model, **job.own_engine())
     try:
-        # A row of text, so that what only the open model and its tokenizer know about the options is said now.
-        engine.start_embed(first, **dict(job.request)).result()
         if engine.settings["rows"] == "ids" and str(opened.kind).count("list<") > 1:
             what = f"{said(source)}: column {said(column)} holds features, lists of numbers"
             raise BadFile(f"{what}, and {said(model)} takes text or token ids")
+        _try(job, engine, opened.kind, pair is not None)
     except BaseException:
         engine.close()
         raise
     return Work(job, engine, opened, written, target)
 
 
-def _open(path: str, column: str, output: str, reads: str, writes: str, delimiter: bytes) -> Source:
+def _try(job: Job, engine: Engine, kind: pa.DataType, pairs: bool) -> None:
+    """A row of text, so that what only the open model and its tokenizer know about the options is said now."""
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    given = [pa.array([""] if text else [], kind), *([pa.array([""] if text else [], pa.string())] if pairs else [])]
+    task = TASKS[job.task](job, engine)
+    pending, _ = task.start(given)
+    task.wait(pending, valid(given[0]))
+
+
+def _open(
+    path: str, column: str, output: str, reads: str, writes: str, delimiter: bytes, pair: str | None = None
+) -> Source:
     """Rows are carried as bytes where both files are of one format of text."""
     try:
         if reads == ".parquet":
-            return open_parquet(path, column, output)
+            return open_parquet(path, column, output, pair)
         if reads == ".csv":
-            return csv_file.open_csv(path, column, output, delimiter, as_text=writes == ".csv")
+            return csv_file.open_csv(path, column, output, delimiter, writes == ".csv", pair)
         kinds = {".csv": "csv", ".parquet": "parquet"}
-        return open_json_lines(path, column, output, kinds.get(writes, "json"))
+        return open_json_lines(path, column, output, kinds.get(writes, "json"), pair)
     except (pa.ArrowException, OSError) as error:
         raise BadFile(f"{said(path)}: {reason(error)}") from None
 

@@ -42,7 +42,7 @@ def classify_udf(
     [Row(label='fair', sure=True), Row(label=None, sure=None)]
     >>> every = firesteel.classify_udf(classifier, scores="all")
     >>> df.select(every("text").alias("s")).selectExpr("map_keys(s) AS labels").first()
-    Row(labels=['foul', 'fair'])
+    Row(labels=['fair', 'foul'])
     """
     job = classify_job(model, top_k=top_k, scores=scores, max_length=max_length, truncate=truncate, raw=raw, **options)
     return ColumnFunction(job)

@@ -31,13 +31,13 @@ def check_delimiter(delimiter: str) -> bytes:
     return delimiter.encode()
 
 
-def open_csv(path: str, column: str, output: str, delimiter: bytes, as_text: bool) -> Source:
-    """Looks the file through. as_text: rows are carried as bytes, else as Arrow strings."""
-    return _Csv(path, column, output, delimiter, as_text).source()
+def open_csv(path: str, column: str, output: str, delimiter: bytes, as_text: bool, pair: str | None = None) -> Source:
+    """Looks the file through. as_text: rows are carried as bytes, else as Arrow strings. pair: of second texts."""
+    return _Csv(path, column, output, delimiter, as_text, pair).source()
 
 
 class _Csv:
-    def __init__(self, path: str, column: str, output: str, delimiter: bytes, as_text: bool) -> None:
+    def __init__(self, path: str, column: str, output: str, delimiter: bytes, as_text: bool, pair: str | None) -> None:
         self._file = TextFile(path)
         self._delimiter, self._opening = delimiter, delimiter + b'"'
         header = next(self._records(), None)
@@ -46,7 +46,8 @@ class _Csv:
         self._header, self._end, _ = header
         names = [name.decode("utf-8", "surrogateescape") for name in self._cells(self._header)]
         self._width = len(names)
-        self._at = files.one_column(path, names, column, self._hint())
+        wanted = [name for name in (column, pair) if name is not None]
+        self._at = [files.one_column(path, names, name, self._hint()) for name in wanted]
         files.new_name(output, names)
         self._column, self._output = column, output
         self._names = [said(name) for name in names]
@@ -188,20 +189,21 @@ class _Csv:
         cells = [self._cells(body) for body, _, _ in records]
         texts, faults = [], []
         for row, found in enumerate(cells):
-            text, fault = None, None
+            given, fault = [None] * len(self._at), None
             if len(found) != self._width:
                 fault = "SCHEMA", f"the row has {len(found)} cells; the header has {self._width}"
             else:
                 try:
-                    text = found[self._at].decode("utf-8")
+                    given = [found[at].decode("utf-8") for at in self._at]
                 except UnicodeDecodeError as error:
                     fault = "BAD_UTF8", f"byte {error.start} of the text is not UTF-8"
             if fault:
                 faults.append((row, *fault))
-            texts.append(text)
+            texts.append(given)
+        sides = [pa.array([given[at] for given in texts], pa.string()) for at in range(len(self._at))]
         lines = [line for _, _, line in records]
         carried = self._seams(records, cells) if self._schema is None else self._strings(cells, lines)
-        return Rows(pa.array(texts, pa.string()), carried, faults, lines)
+        return Rows(sides[0], carried, faults, lines, pair=sides[1] if len(sides) > 1 else None)
 
     def _seams(self, records: list[Record], cells: list[list[bytes]]) -> list[Seam]:
         """Rows with too few cells are filled up, so that the result stands in its column."""

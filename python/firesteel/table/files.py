@@ -45,7 +45,7 @@ class Seam(NamedTuple):
 
 @dataclass
 class Rows:
-    """Some consecutive rows. What has a fault is null in `column`."""
+    """Some consecutive rows. What has a fault is null in `column`, and in `pair`."""
 
     column: pa.Array  # the input, readable
     carried: pa.RecordBatch | list[Seam]
@@ -53,6 +53,11 @@ class Rows:
     lines: list[int] | None = None  # where each row begins, from 1 on, where the format has lines
     file: str | None = None  # that the rows are from, where it has none
     first: int = 0  # place in that file of the first row, from 0 on
+    pair: pa.Array | None = None  # the second texts, readable, where a row is a pair
+
+    @property
+    def inputs(self) -> list[pa.Array]:
+        return [self.column] if self.pair is None else [self.column, self.pair]
 
     def __len__(self) -> int:
         return len(self.column)
@@ -62,7 +67,9 @@ class Rows:
         """What waits in memory while they are computed."""
         if isinstance(self.carried, pa.RecordBatch):
             return self.carried.nbytes
-        return self.column.nbytes + sum(len(seam.head) + len(seam.tail or b"") for seam in self.carried)
+        return sum(array.nbytes for array in self.inputs) + sum(
+            len(seam.head) + len(seam.tail or b"") for seam in self.carried
+        )
 
     def slice(self, begin: int, rows: int) -> Rows:
         end = begin + rows
@@ -74,6 +81,7 @@ class Rows:
             None if self.lines is None else self.lines[begin:end],
             self.file,
             self.first + begin,
+            None if self.pair is None else self.pair.slice(begin, rows),
         )
 
 
@@ -194,6 +202,11 @@ def check_source(path: str, known: tuple[str, ...]) -> str:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise BadFile(f"--input is {said(path)}, which is no regular file; {TWICE}")
     return ending
+
+
+def check_pair(column: str, pair: str | None) -> None:
+    if pair == column:
+        raise BadFile(f"--pair-column is {said(column)!r}, which is --column; a pair is two columns")
 
 
 def one_column(path: str, names: list[str], column: str, hint: str = "") -> int:

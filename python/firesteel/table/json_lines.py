@@ -48,16 +48,16 @@ class Line(NamedTuple):
     fault: str | None  # why it is no row
 
 
-def open_json_lines(path: str, column: str, output: str, target: str) -> Source:
+def open_json_lines(path: str, column: str, output: str, target: str, pair: str | None = None) -> Source:
     """Looks the file through. target: "json" carries rows as bytes, "parquet" and "csv" as Arrow, of which CSV has no
-    type but string."""
-    return _JsonLines(path, column, output, target).source()
+    type but string. pair: of second texts."""
+    return _JsonLines(path, column, output, target, pair).source()
 
 
 class _JsonLines:
-    def __init__(self, path: str, column: str, output: str, target: str) -> None:
+    def __init__(self, path: str, column: str, output: str, target: str, pair: str | None) -> None:
         self._file = TextFile(path)
-        self._column, self._output, self._target = column, output, target
+        self._column, self._output, self._target, self._pair = column, output, target, pair
         self._as_text = target == "json"
         self._kinds: dict[str, Kind] = {}  # of all columns, in the order they came
         self._input: str | None = None  # text, ids or features
@@ -98,12 +98,15 @@ class _JsonLines:
                 undecided.setdefault((type(value), bool(value)), line)
             elif fault is None and (found := self._judged(line)[1]):
                 fault = FirstFault(line.number, *found)
+            if fault is None and (found := self._second(line)[1]):
+                fault = FirstFault(line.number, *found)
         where = said(self._file.path)
         if rows == 0:
             raise BadFile(f"{where}: is empty; lines with one JSON object each belong there")
         if not self._kinds and broken:
             raise BadFile(f"{where}: has no line with a JSON object; line {broken.line}: {broken.sentence}")
-        files.one_column(self._file.path, list(self._kinds), self._column)
+        for name in filter(None, (self._column, self._pair)):
+            files.one_column(self._file.path, list(self._kinds), name)
         if self._input is None and any(kind is list for kind, _ in undecided):
             self._input = "ids"
         if self._input is None and undecided:
@@ -135,7 +138,7 @@ class _JsonLines:
                 raise BadFile(f"{where} has a name beyond {files.MOST_COLUMNS:,} others; only .jsonl carries so many")
             if surrogates(name):
                 raise BadFile(f"{where} has a name that is no Unicode, {said(name)!r}; only .jsonl output carries it")
-        if len(self._kinds) < files.MOST_COLUMNS or name == self._column:
+        if len(self._kinds) < files.MOST_COLUMNS or name in (self._column, self._pair):
             self._kinds[name] = None
 
     def _input_type(self) -> pa.DataType:
@@ -183,8 +186,9 @@ class _JsonLines:
             return Line(number, text, nothing, 0, bad, "a name in the line is not UTF-8")
         return Line(number, text, members, len(text[: end - 1].rstrip(" \t\r\n")), bad, None)
 
-    def _value(self, line: Line) -> object:
-        return next((value for name, value in line.members if name == self._column), None)
+    def _value(self, line: Line, column: str | None = None) -> object:
+        wanted = self._column if column is None else column
+        return next((value for name, value in line.members if name == wanted), None)
 
     # --- lines -> Rows
 
@@ -201,14 +205,18 @@ class _JsonLines:
             yield self._rows(batch)
 
     def _rows(self, lines: list[Line]) -> Rows:
-        values, faults = [], []
+        values, seconds, faults = [], [], []
         for row, line in enumerate(lines):
-            value, fault = self._judged(line)
-            values.append(value)
-            if fault:
+            (value, fault), (second, other) = self._judged(line), self._second(line)
+            if fault := fault or other:
                 faults.append((row, *fault))
+                value = second = None
+            values.append(value)
+            seconds.append(second)
+        pair = None if self._pair is None else pa.array(seconds, pa.string())
         carried = [self._seam(line) for line in lines] if self._as_text else self._table(lines)
-        return Rows(pa.array(values, self._input_type()), carried, faults, [line.number for line in lines])
+        numbers = [line.number for line in lines]
+        return Rows(pa.array(values, self._input_type()), carried, faults, numbers, pair=pair)
 
     def _judged(self, line: Line) -> tuple[object, tuple[str, str] | None]:
         """(the input, null where there is none; code and sentence of the row's fault)."""
@@ -216,7 +224,7 @@ class _JsonLines:
             return None, ("SCHEMA", line.fault)
         names = [name for name, _ in line.members]
         if len(set(names)) < len(names):
-            matters = [self._column] if self._as_text else names
+            matters = [self._column, self._pair] if self._as_text else names
             twice = next((name for name in matters if names.count(name) > 1), None)
             if twice is not None:
                 return None, ("SCHEMA", f"the line has {said(twice)!r} more than once")
@@ -226,6 +234,11 @@ class _JsonLines:
         if self._input in (None, "text"):
             return _text(value, self._column)
         return (_ids if self._input == "ids" else _features)(value, self._column)
+
+    def _second(self, line: Line) -> Judged:
+        """As _judged, of the second text of a pair; what is wrong with the whole line _judged says."""
+        value = None if self._pair is None or line.fault else self._value(line, self._pair)
+        return (None, None) if value is None else _text(value, self._pair)
 
     def _seam(self, line: Line) -> Seam:
         if line.fault:

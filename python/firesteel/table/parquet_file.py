@@ -28,7 +28,7 @@ SPARKS = b"org.apache.spark."  # Spark's own schema in a file's metadata: it wou
 Partition = tuple[tuple[str, str | None], ...]
 
 
-def open_parquet(path: str, column: str, output: str) -> Source:
+def open_parquet(path: str, column: str, output: str, pair: str | None = None) -> Source:
     """Reads the footers. Raises BadFile, or RequestError where the column is of a type that no model takes."""
     parts = _listed(path) if os.path.isdir(path) else [(path, ())]
     schemas, rows = [], 0
@@ -48,10 +48,15 @@ def open_parquet(path: str, column: str, output: str) -> Source:
     metadata = schemas[0][1].metadata or {}
     kept = {key: value for key, value in metadata.items() if not key.startswith(SPARKS)}
     schema = pa.schema([*fields, *partitions], metadata=kept or None)
-    at = files.one_column(path, schema.names, column)
+    wanted = [name for name in (column, pair) if name is not None]
+    places = [files.one_column(path, schema.names, name) for name in wanted]
     files.new_name(output, schema.names)
-    kind = readable(pa.nulls(0, schema.field(at).type), f"{said(path)}: column {said(column)}").type
-    return Source(path=path, rows=rows, kind=kind, batches=_batches(parts, schema, at, column, unit), schema=schema)
+    kind, *_ = [
+        readable(pa.nulls(0, schema.field(at).type), f"{said(path)}: column {said(name)}").type
+        for at, name in zip(places, wanted, strict=True)
+    ]
+    batches = _batches(parts, schema, dict(zip(wanted, places, strict=True)), unit)
+    return Source(path=path, rows=rows, kind=kind, batches=batches, schema=schema)
 
 
 def _listed(folder: str) -> list[tuple[str, Partition]]:
@@ -196,7 +201,10 @@ def _united(schemas: list[tuple[str, pa.Schema]]) -> list[pa.Field]:
     return [field.with_nullable(True) for _, field in known.values()]
 
 
-def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, column: str, unit: str) -> Iterator[Rows]:
+def _batches(
+    parts: list[tuple[str, Partition]], schema: pa.Schema, wanted: dict[str, int], unit: str
+) -> Iterator[Rows]:
+    """wanted: name -> place of the input, and of the second texts where a row is a pair."""
     for path, partition in parts:
         file = _open(path, unit)
         values, first = dict(partition), 0
@@ -213,7 +221,8 @@ def _batches(parts: list[tuple[str, Partition]], schema: pa.Schema, at: int, col
                     for place, field in enumerate(schema)
                 ]
             whole = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            yield Rows(readable(whole.column(at), f"column {said(column)}"), whole, file=path, first=first)
+            column, *pair = [readable(whole.column(at), f"column {said(name)}") for name, at in wanted.items()]
+            yield Rows(column, whole, file=path, first=first, pair=pair[0] if pair else None)
             first += len(whole)
 
 

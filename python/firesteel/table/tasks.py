@@ -191,6 +191,18 @@ def _one_a_row(flat: np.ndarray, offsets: np.ndarray, which: str) -> np.ndarray:
     return made
 
 
+def arrow_type(job: Job) -> pa.DataType:
+    """Of what `array` gives."""
+    request = dict(job.request)
+    if job.task == "rerank":
+        return scores.NUMBER
+    if job.task == "classify" and request["scores"] is not None:
+        return scores.SCORES
+    if job.task == "classify":
+        return scores.LABEL if request["top_k"] is None else scores.LABELS
+    return columns.STATES if request.get("output") == "all" else columns.FLOATS
+
+
 TASKS: dict[str, type[Embed | Classify | Rerank | HiddenStates]] = {
     "embed": Embed,
     "classify": Classify,

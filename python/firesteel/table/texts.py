@@ -4,7 +4,8 @@
     numbers            digits that give the same number back; NaN and infinities as "NaN", "Infinity", "-Infinity"
     date, time         ISO 8601, to the column's unit; timestamps with a zone as UTC, with a Z
     list, struct       JSON arrays and objects, in CSV too
-    binary, map, duration and whatever else there is: refused, before any work
+    map                of results, from names to scores: JSON objects
+    binary, duration and whatever else there is, and maps of the input: refused, before any work
 
 A text that is no UTF-8, which Spark lets pass, keeps its bytes in CSV; in JSON, that of a CSV cell too, they become
 escapes, and are counted.
@@ -74,6 +75,8 @@ def json_texts(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
         return [_json_string(text, escaped, name) for text in _strings(array)]
     if _is_list(kind):
         return _lists(array, escaped, name)
+    if pa.types.is_map(kind):
+        return _maps(array, escaped, name)
     if pa.types.is_struct(kind):
         keys = [json.dumps(unicode(field.name), ensure_ascii=False) for field in kind]
         fields = [json_texts(field, escaped, name) for field in array.flatten()]
@@ -102,7 +105,7 @@ def csv_cells(array: pa.Array, delimiter: str, escaped: Escaped, name: str) -> l
         texts = _moments(array, name)
     elif pa.types.is_floating(kind):
         texts = [_float(text).strip('"') for text in _shortest(array)]
-    elif _is_list(kind) or pa.types.is_struct(kind):
+    elif _is_list(kind) or pa.types.is_struct(kind) or pa.types.is_map(kind):
         texts = json_texts(array, escaped, name)
     else:
         texts = _plain(array)
@@ -162,6 +165,16 @@ def _json_string(text: str | None, escaped: Escaped, name: str) -> str:
         escaped.add(f"column {said(name)}")
         text = unicode(text)
     return json.dumps(text, ensure_ascii=False)
+
+
+def _maps(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
+    """Keys are strings."""
+    offsets = array.offsets.to_pylist()
+    begin, end = offsets[0], offsets[-1]
+    sides = [json_texts(side.slice(begin, end - begin), escaped, name) for side in (array.keys, array.items)]
+    members = list(map(":".join, zip(*sides, strict=True)))
+    spans = zip(offsets, offsets[1:], array.is_valid().to_pylist(), strict=False)
+    return ["{" + ",".join(members[a - begin : b - begin]) + "}" if good else "null" for a, b, good in spans]
 
 
 def _lists(array: pa.Array, escaped: Escaped, name: str) -> list[str]:
