@@ -15,7 +15,17 @@ HERE = Path(__file__).parent
 LONGEST = (
     *("install", "spark_chaos", "demo", "cuda", "cuda_groups", "c", "softcuda", "chaos", "torch_transformer"),
     *("spark_rows", "spark_gpus", "spark_manager", "spark_hidden_states", "random_plans", "build", "spark_embed"),
-    *("spark_progress", "spark_errors", "examples", "ops", "cuda_products", "seams", "same_bits", "doctor_cuda"),
+    *(
+        "spark_progress",
+        "spark_errors",
+        "spark_classify",
+        "examples",
+        "ops",
+        "cuda_products",
+        "seams",
+        "same_bits",
+        "doctor_cuda",
+    ),
 )
 
 

@@ -362,14 +362,25 @@ def test_a_folder_without_a_head(tmp_path):
     with firesteel.Engine(folder, threads=1) as engine:
         assert engine.settings["labels"] == []
         for call in (engine.classify, lambda texts: engine.rerank("a", texts)):
-            with pytest.raises(ConfigError, match=r"has no \*ForSequenceClassification head .* embed makes vectors"):
+            with pytest.raises(
+                ConfigError, match=r"has no \*ForSequenceClassification head, and .* embed makes vectors"
+            ):
                 call(["a"])
 
 
 def test_a_head_of_another_kind(tmp_path, write):
     folder = changed(write(3), {"architectures": ["BertForTokenClassification"]})
     with firesteel.Engine(folder, threads=1) as engine:
-        with pytest.raises(ConfigError, match=r"its head, BertForTokenClassification \(.*\), is no \*ForSequence"):
+        with pytest.raises(
+            ConfigError, match=r"its head, BertForTokenClassification \(.*\), is none of a \*ForSequence"
+        ):
+            engine.classify(["a"])
+
+
+def test_a_head_without_its_last_layer(tmp_path):
+    folder = changed(tiny.write(tmp_path / "model"), {"architectures": ["BertForSequenceClassification"]})
+    with firesteel.Engine(folder, threads=1) as engine:
+        with pytest.raises(ConfigError, match="BertForSequenceClassification, lacks its last layer among the weights"):
             engine.classify(["a"])
 
 

@@ -7,6 +7,7 @@ import warnings
 import firesteel
 import numpy as np
 import pytest
+import test_spark_classify
 import test_spark_embed
 import test_spark_sql
 import tiny
@@ -49,6 +50,41 @@ def test_progress_tells_what_connect_does(driver, model):
     report = driver.run(progress_of_four_tasks, model)
     assert report["rows"] is None and report["device_seconds"] > 0, report
     assert (report["executors"], report["tasks"]) == (1, 4), report
+
+
+def labels_and_scores(spark, classifier: str, reranker: str) -> list:
+    """As a column, by score and by SQL."""
+    warnings.simplefilter("ignore")
+    df = spark.createDataFrame([("the first row", "of a table"), ("a date", None)], "text string, pair string")
+    df.createOrReplaceTempView("connected_pairs")
+    found = []
+    for name, udf in (
+        ("label", firesteel.classify_udf(classifier)),
+        ("scores", firesteel.classify_udf(classifier, scores="all")),
+        ("relevance", firesteel.rerank_udf(reranker)),
+    ):
+        firesteel.register(spark, f"connected_{name}", udf)
+        tables = [
+            df.select(udf("text", "pair").alias("v")),
+            firesteel.score(df, udf, "text", "pair", output="v").select("v"),
+            spark.sql(f"SELECT connected_{name}(text, pair) AS v FROM connected_pairs"),
+        ]
+        rows = [[row.v for row in table.collect()] for table in tables]
+        found.append([[list(v) if name == "label" and v else v for v in row] for row in rows])
+    return found
+
+
+def test_labels_and_scores(driver, place):
+    classifier = test_spark_classify.write(place / "classifier", test_spark_classify.NAMES)
+    reranker = test_spark_classify.write(place / "reranker", ["relevant"])
+    with firesteel.Engine(classifier, threads=1) as engine:
+        (scores,) = engine.classify(["the first row"], ["of a table"]).tolist()
+    with firesteel.Engine(reranker, threads=1) as engine:
+        (relevance,) = engine.rerank(["the first row"], ["of a table"]).tolist()
+    named = dict(zip(test_spark_classify.NAMES, scores, strict=True))
+    best = list(max(named.items(), key=lambda item: item[1]))
+    found = driver.run(labels_and_scores, classifier, reranker)
+    assert found == [[[value, None]] * 3 for value in (best, named, relevance)]
 
 
 # --- SQL and columns --------------------------------------------------------------------------------------------------

@@ -107,11 +107,13 @@ def one_name_each(names: Sequence[str], folder: str) -> None:
 def _expect_head(checkpoint: Checkpoint, labels: int, function: str) -> None:
     if labels:
         return
-    what = f"its head, {checkpoint.head}, is no" if checkpoint.head else "has no"
-    raise ConfigError(
-        f"{checkpoint.folder}: {what} *{_CLASS} head that runs here, and {function} needs one; embed makes vectors of "
-        f"its encoder"
-    )
+    what = f"has no *{_CLASS} head"
+    if any(_CLASS in name for name in classes_of(checkpoint.config)):
+        lacks = "does not run here" if labels_by_files(checkpoint) else "lacks its last layer among the weights"
+        what = f"its head, {checkpoint.head}, {lacks}"
+    elif checkpoint.head:
+        what = f"its head, {checkpoint.head}, is none of a *{_CLASS}"
+    raise ConfigError(f"{checkpoint.folder}: {what}, and {function} needs one; embed makes vectors of its encoder")
 
 
 def _check_names(checkpoint: Checkpoint, labels: int) -> None:
