@@ -4,12 +4,13 @@
  *   score(i, j) = q[i] . k[j] / sqrt(E) + distances[bucket(j - i)][head], the same table in all layers
  *   classifier: out_proj(tanh(dense(x[0])))
  *
+ * There are 32 buckets, whatever config.json says: it decides the rows of the table alone, in transformers too.
  * Half of the buckets are for keys behind the query's place, half for the others; in each half the first half has a bucket a
  * distance, the rest grows by logarithms up to 128, as in T5 (transformers' MPNetEncoder.relative_position_bucket).
  * Positions begin behind 1, whatever pad_token_id says, and a token 1 takes none, as in transformers. */
 #include "models/encoder.h"
 
-enum { PAD = 1, FARTHEST = 128 };
+enum { PAD = 1, BUCKETS = 32, FARTHEST = 128 };
 
 typedef struct {
     fs_weight words, positions; /* [V, D], [table, D] */
@@ -18,7 +19,7 @@ typedef struct {
 } ends;
 
 typedef struct {
-    int64_t table, count; /* positions in the table; buckets */
+    int64_t table, count; /* positions and buckets in the tables */
     fs_buckets buckets;
 } own;
 
@@ -80,8 +81,8 @@ static const char *const unused[] = {
 };
 
 /* In fp32, in torch's order: at some distances the logarithm is all but whole. */
-static int bucket_of(int behind, int distance, int count) {
-    const int half = count / 2, exact = half / 2;
+static int bucket_of(int behind, int distance) {
+    const int half = BUCKETS / 2, exact = half / 2;
     int bucket = distance;
     if (distance >= exact) {
         const float ratio = logf((float)distance / (float)exact) / (float)log((double)FARTHEST / exact);
@@ -98,18 +99,19 @@ static fs_status settle(fs_settings *set) {
                        "config.json: max_position_embeddings = %lld leaves no positions for tokens, which begin "
                        "at %d",
                        (long long)o->table, PAD + 1);
-    if (o->count < 4)
-        return fs_fail(FS_CONFIG,
-                       "config.json: relative_attention_num_buckets = %lld; there must be 4 at least, two for "
-                       "each side",
-                       (long long)o->count);
+    if (o->count < BUCKETS)
+        return fs_fail(
+            FS_CONFIG,
+            "config.json: relative_attention_num_buckets = %lld; distances fall into %d buckets in any case, as "
+            "in transformers, so there must be as many at least",
+            (long long)o->count, BUCKETS);
     set->first_position = PAD + 1;
     set->skipped_id = PAD;
     set->P = o->table - set->first_position;
-    o->buckets = (fs_buckets){ .reach = FS_MOST_REACH, .count = (int32_t)o->count };
+    o->buckets = (fs_buckets){ .reach = FS_MOST_REACH, .count = BUCKETS };
     for (int behind = 0; behind < 2; behind++)
         for (int distance = 0; distance <= FS_MOST_REACH; distance++)
-            o->buckets.bucket[behind][distance] = (uint8_t)bucket_of(behind, distance, (int)o->count);
+            o->buckets.bucket[behind][distance] = (uint8_t)bucket_of(behind, distance);
     return FS_OK;
 }
 
