@@ -103,19 +103,28 @@ class Spark:
         texts = corpus.rows(rows)
         self.first, self.some, self.all = table(texts[: FIRST_ROWS * tasks]), table(texts[: rows // 10]), table(texts)
 
+    def scored(self, df):
+        return scored(self.method, df, self.model)
+
     def cold(self, save: str) -> dict:
         import numpy as np
 
         start = time.perf_counter()
-        found = scored(self.method, self.first, self.model).drop("text").collect()
+        found = self.scored(self.first).drop("text").collect()
         seconds = time.perf_counter() - start
         if self.method != "identity":  # a sort in Spark would compute rows twice
-            np.save(save, np.array([row.v for row in sorted(found)], np.float32))
+            np.save(save, self.numbers(sorted(found)))
         return {"first_job_s": round(seconds, 2), "session_s": round(self.session_s, 2)}
+
+    def numbers(self, rows) -> object:
+        """float32 [rows, n] of the column v."""
+        import numpy as np
+
+        return np.array([row.v for row in rows], np.float32)
 
     def write(self, df) -> float:
         start = time.perf_counter()
-        scored(self.method, df, self.model).write.format("noop").mode("overwrite").save()
+        self.scored(df).write.format("noop").mode("overwrite").save()
         return time.perf_counter() - start
 
     def run(self) -> dict:

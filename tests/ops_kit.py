@@ -43,7 +43,7 @@ class Memory(C.Structure):
 
 
 class WeightDesc(C.Structure):
-    _fields_ = [("kind", C.c_int), ("dtype", C.c_int), ("N", i64), ("K", i64)]
+    _fields_ = [("kind", C.c_int), ("dtype", C.c_int), ("N", i64), ("K", i64), ("scheme", C.c_int), ("group", C.c_int)]
 
 
 class Weight(C.Structure):
@@ -51,13 +51,26 @@ class Weight(C.Structure):
 
 
 class Rows(C.Structure):
-    _fields_ = [(name, voidp) for name in ("ids", "positions", "offsets")] + [
-        (name, i64) for name in ("T", "B", "longest")
+    _fields_ = [
+        *((name, voidp) for name in ("ids", "positions", "offsets")),
+        *((name, i64) for name in ("T", "B", "longest")),
+        *((name, voidp) for name in ("features", "types")),
     ]
 
 
+REACH = 128
+
+
+class Buckets(C.Structure):
+    _fields_ = [("reach", C.c_int32), ("count", C.c_int32), ("bucket", C.c_uint8 * (REACH + 1) * 2)]
+
+
+class Relative(C.Structure):
+    _fields_ = [("table", C.POINTER(Weight)), ("buckets", C.POINTER(Buckets)), ("first", C.c_int)]
+
+
 class Mask(C.Structure):
-    _fields_ = [("scale", C.c_float), ("causal", C.c_int), ("keys", C.POINTER(Rows))]
+    _fields_ = [("scale", C.c_float), ("causal", C.c_int), ("keys", C.POINTER(Rows)), ("relative", Relative)]
 
 
 class Gather(C.Structure):
@@ -249,8 +262,11 @@ class Device:
         self.call("matmul", y, self.view(x, strides[0], offset), C.byref(w), C.byref(e))
         return self.read(y)
 
-    def attention(self, q, k, v, heads, lengths, scale, strided=False, padded=0, causal=False, keys=None) -> np.ndarray:
-        """keys: lengths of the sequences of k and v, where they are not q's."""
+    def attention(
+        self, q, k, v, heads, lengths, scale, strided=False, padded=0, causal=False, keys=None, relative=None
+    ) -> np.ndarray:
+        """keys: lengths of the sequences of k and v, where they are not q's. relative: (table [buckets, heads], bucket
+        uint8 [2, reach + 1], the first head)."""
         self.rows(lengths, padded)
         T, D = q.shape
 
@@ -265,8 +281,17 @@ class Device:
             views = fused(q, k, v) if keys is None else [*fused(q), *fused(k, v)]
         y = self.view(np.full((T, D), np.nan), D + 2 * strided)
         others = None if keys is None else C.pointer(self.sequences(keys, padded))
-        self.call("attention", y, *views, heads, C.byref(Mask(scale, causal, others)))
+        self.call("attention", y, *views, heads, C.byref(Mask(scale, causal, others, self.relative(relative))))
         return self.read(y)
+
+    def relative(self, given) -> Relative:
+        if given is None:
+            return Relative()
+        table, bucket, first = given
+        made = Buckets(bucket.shape[1] - 1, len(table))
+        for side in (0, 1):
+            made.bucket[side][: bucket.shape[1]] = bucket[side].tolist()
+        return Relative(C.pointer(self.weight(table, TABLE)), C.pointer(made), first)
 
     def norm(self, gamma, beta, eps, copy: View | None = None) -> Norm:
         g, b = self.weight(gamma, VECTOR), self.weight(beta, VECTOR)
@@ -363,13 +388,18 @@ def parts(lengths):
     return [slice(e - n, e) for e, n in zip(ends, lengths, strict=True)]
 
 
-def np_attention(q, k, v, heads, lengths, scale, causal=False, keys=None):
+def np_attention(q, k, v, heads, lengths, scale, causal=False, keys=None, relative=None):
     q, k, v = d(q), d(k), d(v)
     y, E = np.zeros_like(q), q.shape[1] // heads
     sequences = zip(parts(lengths), parts(lengths if keys is None else keys), strict=True)
     for (rows, others), h in itertools.product(sequences, range(heads)):
         cols = slice(h * E, (h + 1) * E)
         s = scale * q[rows, cols] @ k[others, cols].T
+        if relative is not None:
+            table, bucket, first = relative
+            far = np.arange(s.shape[1])[None] - np.arange(s.shape[0])[:, None]
+            which = bucket[(far > 0).astype(int), np.minimum(np.abs(far), bucket.shape[1] - 1)]
+            s = s + d(table)[which, first + h]
         if s.size:
             s = np.where(np.tri(*s.shape) > 0, s, -np.inf) if causal else s
             p = np.exp(s - s.max(1, keepdims=True))

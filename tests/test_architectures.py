@@ -195,6 +195,14 @@ def test_the_configs_are_those_that_people_have():
             _core.weights(config | {"secret": 3})
 
 
+def test_mpnet_has_as_many_buckets_as_its_code():
+    """transformers counts 32 whatever the config says, and fails beyond a smaller table."""
+    from firesteel import _core
+
+    with pytest.raises(_core.ConfigError, match="relative_attention_num_buckets = 8; distances fall into 32 buckets"):
+        _core.weights(tiny.architecture_config("mpnet", relative_attention_num_buckets=8))
+
+
 def test_tiny_configs_name_every_key():
     """A key that changes the mathematics and is required must be missed by name."""
     from firesteel import _core

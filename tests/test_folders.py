@@ -440,7 +440,7 @@ TYPES = [
     ("roberta-prelayernorm", {}, "is an encoder that does not run here yet, the nearest is roberta (it normalises"),
     ("xlm-roberta-xl", {}, "the nearest is xlm-roberta (it normalises before each layer"),
     ("rembert", {}, "the nearest is albert (its token embeddings are narrower"),
-    ("mpnet", {}, "the nearest is bert (its attention weighs relative positions"),
+    ("deberta", {}, "the nearest is bert (its attention weighs relative positions"),
     ("modernbert", {}, "the nearest is bert (its positions are rotary"),
     ("xlm_roberta", {}, "is not known; did you mean xlm-roberta?"),
     ("xlmroberta_xl", {}, "is not known; xlm-roberta-xl, the nearest name, is an encoder that does not run here yet"),

@@ -61,15 +61,25 @@ def matmul_case(T, N, K, act="none", bias=True, residual=False, inside=False, st
     return run
 
 
-def attention_case(heads, E, lengths, strided=False, padded=0, scale=None, big=1.0, causal=False, keys=None):
+def relative_bias(heads, reach, buckets=9, first=1):
+    """A table of more heads than are read, and buckets without an order."""
+    bucket = np.random.RandomState(5).randint(0, buckets, (2, reach + 1)).astype(np.uint8)
+    return random(buckets, heads + first + 1, seed=7), bucket, first
+
+
+def attention_case(
+    heads, E, lengths, strided=False, padded=0, scale=None, big=1.0, causal=False, keys=None, reach=None
+):
+    relative = None if reach is None else relative_bias(heads, reach)
+
     def run(dev):
         q, k, v = (random(sum(lengths if i == 0 or keys is None else keys), heads * E, seed=i) for i in range(3))
         s = 1 / math.sqrt(E) if scale is None else scale
         # a rounding of a score is a relative error of its weight; scores are about `spread`
         spread = abs(s * big) * math.sqrt(E)
         check(
-            dev.attention(q * np.float32(big), k, v, heads, lengths, s, strided, padded, causal, keys),
-            np_attention(q * np.float32(big), k, v, heads, lengths, s, causal, keys),
+            dev.attention(q * np.float32(big), k, v, heads, lengths, s, strided, padded, causal, keys, relative),
+            np_attention(q * np.float32(big), k, v, heads, lengths, s, causal, keys, relative),
             1.0,
             2e-6 * max(1, spread),
         )
@@ -192,6 +202,9 @@ CASES = {
         *[attention_case(h, E, [5, 40, 129], True) for h, E in ((1, 256), (3, 100), (12, 32), (4, 48), (5, 17))],
         attention_case(2, 32, [3, 9], True, padded=5), attention_case(1, 32, [1000, 3]),
         attention_case(2, 8, [700], True),
+        *[attention_case(2, E, [1, 40, 129, 0, 300], E > 32, E % 2, reach=128) for E in (8, 17, 32, 64, 100, 128)],
+        *[attention_case(3, 32, [5, 70, 2], reach=reach) for reach in (1, 7, 64)],
+        attention_case(1, 32, [700], True, reach=128), attention_case(2, 16, [600, 3], scale=2.0, reach=30),
         attention_case(2, 32, [150, 20], scale=-0.5), attention_case(2, 32, [150, 20], scale=0.0),
         attention_case(2, 32, [150, 140, 20], big=30.0),
         *[attention_case(2, E, lengths, causal=True) for E in (8, 33, 64) for lengths in LENGTHS],

@@ -54,7 +54,7 @@ FACTORS = {
         "vocabulary": COMMON["vocabulary"],
     },
     "mpnet": {key: COMMON[key] for key in COMMON if key != "types"}
-    | {"buckets": [{"relative_attention_num_buckets": buckets} for buckets in (32, 8)]},
+    | {"buckets": [{"relative_attention_num_buckets": buckets} for buckets in (32, 40)]},
 }
 # Of these all combinations are taken in full runs, while the others go round.
 WHOLE = {"heads", "act", "eps", "types", "pad", "embedding", "groups", "sinusoidal", "buckets"}

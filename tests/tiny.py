@@ -88,6 +88,7 @@ HEADS = {
     "distilbert": (["pre_classifier"], "classifier", "DistilBertForSequenceClassification"),
     "electra": (["classifier.dense"], "classifier.out_proj", "ElectraForSequenceClassification"),
     "albert": (["albert.pooler"], "classifier", "AlbertForSequenceClassification"),
+    "mpnet": (["classifier.dense"], "classifier.out_proj", "MPNetForSequenceClassification"),
     "camembert": (["classifier.dense"], "classifier.out_proj", "CamembertForSequenceClassification"),
 }
 BASES = {"xlm-roberta": "roberta.", "camembert": "roberta."}

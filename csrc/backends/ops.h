@@ -58,11 +58,27 @@ typedef struct {
     const fs_view *residual; /* [T, N] or NULL; may be y itself */
 } fs_epilogue;
 
+/* Distances of keys from their query fall into buckets: bucket[j > i][|j - i|], those beyond `reach` as `reach` does. Must
+ * live until the step that uses it has ended. */
+#define FS_MOST_REACH 128
+typedef struct {
+    int32_t reach, count; /* 1 ... FS_MOST_REACH; of buckets */
+    uint8_t bucket[2][FS_MOST_REACH + 1];
+} fs_buckets;
+
+/* What is added to the scaled score of key j for query i: table[bucket of j - i][first + h]. */
+typedef struct {
+    const fs_weight *table; /* TABLE [buckets, heads of all ranks]; NULL: nothing is added */
+    const fs_buckets *buckets;
+    int first; /* of this rank's heads */
+} fs_relative;
+
 /* Who attends to whom, and how scores are scaled. */
 typedef struct {
     float scale;         /* of q . k */
     int causal;          /* row i of a sequence sees its rows j <= i only; not together with keys */
     const fs_rows *keys; /* the rows of k and v, as many sequences as q has; NULL: q's own */
+    fs_relative relative; /* not together with causal or keys; scale > 0 then */
 } fs_mask;
 
 #define FS_POOLINGS(X)                                                                                                 \
@@ -104,7 +120,7 @@ struct fs_ops {
      * be of w's type. */
     fs_status (*matmul)(fs_step *s, fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *e);
     /* Over rows, all four of one type, which may be narrow: for each sequence and head h,  y[i, h] = sum_j softmax_j(scale * q[i, h] . k[j, h]) v[j, h],
-     * j over the rows of the same sequence that i sees; 0 where there is none. q, y: [T, H*E], columns h*E ... of head
+     * j over the rows of the same sequence that i sees; 0 where there is none. With `relative` a score has its bias added. q, y: [T, H*E], columns h*E ... of head
      * h; k, v: the same, or [keys->T, H*E]. Keys are taken in tiles at fixed places from their sequence's start; of a
      * key that is not seen nothing is felt, whatever it holds. FS_DEVICE for shapes or masks that do not fit. */
     fs_status (*attention)(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask);

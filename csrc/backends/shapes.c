@@ -22,12 +22,19 @@ int fs_fits_matmul(fs_view y, fs_view x, const fs_weight *w, const fs_epilogue *
            fits_epilogue(y, e);
 }
 
+static int fits_relative(const fs_mask *mask, int heads) {
+    const fs_relative *r = &mask->relative;
+    return !r->table || (!mask->causal && !mask->keys && mask->scale > 0 && r->buckets->reach >= 1 &&
+                         r->buckets->reach <= FS_MOST_REACH && r->table->desc.kind == FS_TABLE && r->first >= 0 &&
+                         r->buckets->count <= r->table->desc.N && r->first + heads <= r->table->desc.K);
+}
+
 int fs_fits_attention(const fs_step *s, fs_view y, fs_view q, fs_view k, fs_view v, int heads, const fs_mask *mask) {
     const fs_rows *keys = mask->keys;
     return heads >= 1 && y.cols >= heads && y.cols % heads == 0 && fs_same_shape(q, y) && fs_same_shape(v, k) &&
            k.cols == y.cols && k.rows == (keys ? keys->T : y.rows) &&
            (!keys || (!mask->causal && keys->B == s->rows->B)) && is_number(s, y.dtype) && q.dtype == y.dtype &&
-           k.dtype == y.dtype && v.dtype == y.dtype;
+           k.dtype == y.dtype && v.dtype == y.dtype && fits_relative(mask, heads);
 }
 
 static int fits_norm(const fs_step *s, fs_view y, const fs_norm *norm) {

@@ -24,7 +24,7 @@ typedef struct fs_layer_kind fs_layer_kind;
 typedef enum { FS_NOTHING, FS_IDS, FS_FEATURES } fs_input;
 
 /* Settings that one architecture alone reads lie in `own`, in a struct of its file (FS_OWN, fs_own). */
-#define FS_OWN_BYTES 256
+#define FS_OWN_BYTES 512
 
 /* The most steps of a head or a chain, and the most table rows outside the layers. */
 #define FS_TAIL_MOST 8

@@ -4,12 +4,12 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const fs_arch fs_albert, fs_bert, fs_camembert, fs_distilbert, fs_electra, fs_roberta, fs_torch_transformer,
-    fs_xlm_roberta;
+extern const fs_arch fs_albert, fs_bert, fs_camembert, fs_distilbert, fs_electra, fs_mpnet, fs_roberta,
+    fs_torch_transformer, fs_xlm_roberta;
 
 const fs_arch *const fs_archs[] = {
-    &fs_bert,    &fs_albert,      &fs_camembert,         &fs_distilbert, &fs_electra,
-    &fs_roberta, &fs_xlm_roberta, &fs_torch_transformer, NULL,
+    &fs_bert,  &fs_albert,  &fs_camembert,   &fs_distilbert,        &fs_electra,
+    &fs_mpnet, &fs_roberta, &fs_xlm_roberta, &fs_torch_transformer, NULL,
 };
 
 int fs_pattern_matches(const char *pattern, const char *name) {

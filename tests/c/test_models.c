@@ -243,7 +243,7 @@ static void model_types_and_classes(void) {
     tiny_text(&t, "model_type", "gpt2");
     mathematics_that_is_not_ours_is_refused(
         &t, "model_type \"gpt2\" is not known; known are: bert, albert, camembert, distilbert, electra, "
-            "roberta, xlm-roberta, torch_transformer; its "
+            "mpnet, roberta, xlm-roberta, torch_transformer; its "
             "tensor names look like bert");
     tiny_int(&t, "model_type", 2);
     mathematics_that_is_not_ours_is_refused(&t, "model_type 2 is not known");

@@ -28,6 +28,8 @@ typedef struct {
     int64_t keys, head_width;
     float scale;
     int causal; /* row i sees keys 0 ... i */
+    const float *relative; /* relative[j - i], up to `reach` either way, is added to q . k; NULL: nothing is */
+    int64_t reach;
 } fs_head;
 
 /* Query rows that attention packs its keys for. */

@@ -18,6 +18,7 @@ typedef struct {
     int64_t most_keys; /* of a row */
     int heads, width, causal;
     float scale;
+    fs_relative relative;
 } attention;
 
 typedef struct {
@@ -37,7 +38,19 @@ static int64_t sequence_at(const attention *a, int64_t t) {
     return low;
 }
 
-static void run_head(fs_cpu_device *d, const attention *a, int64_t first, int64_t end, int64_t column, float *scratch) {
+/* What is added to q . k by distance, in units that `scale` makes scores of. The middle one is of a token itself. */
+static void spread_relative(float *to, const attention *a, int head) {
+    const fs_buckets *b = a->relative.buckets;
+    const int64_t stride = a->relative.table->desc.K;
+    const float *column = (const float *)a->relative.table->at + a->relative.first + head;
+    for (int64_t d = -b->reach; d <= b->reach; d++)
+        to[b->reach + d] = column[b->bucket[d > 0][d < 0 ? -d : d] * stride] / a->scale;
+}
+
+static void run_head(fs_cpu_device *d, const attention *a, int64_t first, int64_t end, int head, float *scratch) {
+    const int64_t column = (int64_t)head * a->width;
+    float relative[2 * FS_MOST_REACH + 1];
+    if (a->relative.table) spread_relative(relative, a, head);
     for (int64_t b = sequence_at(a, first); b < a->B && a->offsets[b] < end; b++) {
         int64_t start = a->offsets[b], tokens = a->offsets[b + 1] - start, key = a->key_offsets[b];
         int64_t row = start < first ? (first - start + FS_QUERIES - 1) / FS_QUERIES * FS_QUERIES : 0;
@@ -53,6 +66,7 @@ static void run_head(fs_cpu_device *d, const attention *a, int64_t first, int64_
                       .head_width = a->width,
                       .scale = a->scale,
                       .causal = a->causal };
+        if (a->relative.table) h.reach = a->relative.buckets->reach, h.relative = relative + h.reach;
         for (; row < tokens && start + row < end; row += FS_QUERIES)
             d->kernels->attend(&h, row, tokens - row < FS_QUERIES ? tokens - row : FS_QUERIES, scratch);
     }
@@ -63,7 +77,7 @@ static void run_chunk(void *made, int64_t chunk, int thread) {
     int64_t first = chunk / c->head_cuts * TOKENS, cut = chunk % c->head_cuts;
     int64_t head = c->a->heads * cut / c->head_cuts, last = c->a->heads * (cut + 1) / c->head_cuts;
     for (; head < last; head++)
-        run_head(c->device, c->a, first, first + TOKENS, head * c->a->width, fs_pool_scratch(c->device->pool, thread));
+        run_head(c->device, c->a, first, first + TOKENS, (int)head, fs_pool_scratch(c->device->pool, thread));
 }
 
 static fs_status run_attention(fs_cpu_device *d, const void *args) {
@@ -101,6 +115,7 @@ fs_status fs_cpu_attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view 
                     .heads = heads,
                     .width = (int)(y.cols / heads),
                     .causal = mask->causal,
-                    .scale = mask->scale };
+                    .scale = mask->scale,
+                    .relative = mask->relative };
     return fs_cpu_enqueue(s->queue, run_attention, &a, sizeof a);
 }

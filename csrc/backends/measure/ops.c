@@ -153,6 +153,11 @@ static fs_status attention(fs_step *s, fs_view y, fs_view q, fs_view k, fs_view 
     add_text(&e, " heads %d scale %g B %lld longest %lld", heads, (double)mask->scale, (long long)s->rows->B,
              (long long)s->rows->longest);
     if (mask->causal) add_text(&e, " causal");
+    if (mask->relative.table) {
+        const fs_buckets *b = mask->relative.buckets;
+        add_text(&e, " relative [%d,%d] reach %d", (int)b->count, heads, (int)b->reach);
+        e.figures.read_bytes += (int64_t)b->count * heads * (int64_t)fs_dtype_bytes(mask->relative.table->desc.dtype);
+    }
     if (mask->keys) add_text(&e, " cross longest %lld", (long long)mask->keys->longest);
     /* Each row with each key of the longest sequence, once for the scores and once for the values; causal rows 1, 2 ...
      * n of a sequence with (n + 1) / 2 of them on average. No batch takes more. */

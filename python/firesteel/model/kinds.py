@@ -25,7 +25,7 @@ from .files import listing, names_in, some, there
 _GIVE = "give the folder that holds config.json and *.safetensors"
 _RUNS = {
     "bert": "bert (encoders such as all-MiniLM-L6-v2)",
-    **{kind: kind for kind in ("albert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")},
+    **{kind: kind for kind in ("albert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")},
     "torch_transformer": "torch_transformer (PyTorch's nn.Transformer modules)",
 }
 _MOST_ENTRIES = 1000  # that are looked at below a folder without a model
@@ -244,7 +244,6 @@ _ENCODERS = {
     "megatron-bert": "it normalises before each layer",
     "mobilebert": "its layers have bottlenecks",
     "modernbert": f"{_ROTARY}, and most of its attention is a window",
-    "mpnet": f"{_RELATIVE}, and its tensors have other names",
     "new": _ROTARY,
     "nomic_bert": _ROTARY,
     "nystromformer": "its attention is an approximation",

@@ -50,6 +50,11 @@ typedef struct {
     float scale;
     int causal;
     int type, y_type; /* of q, k, v; of y */
+    /* Added to a score: table[bucket[j > i][min(|j - i|, reach)]][blockIdx.y], in rows of table_stride. NULL: nothing is. */
+    const void *table;
+    long long table_stride;
+    int table_type, reach;
+    unsigned char bucket[2][129];
 } fs_cuda_attention;
 
 /* y[b] = pooling of x[offsets[b] ... offsets[b + 1]); kind: fs_pooling. Empty sequences give 0. */

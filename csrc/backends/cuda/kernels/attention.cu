@@ -20,7 +20,8 @@
  * past the end only helps to load. All is computed in fp32, whatever the type. A row meets the same tiles in the same
  * order wherever its block is, so its bits depend on its sequence alone. Causal: tiles that no row of a block sees are
  * left out, and in those that rows see to different ends each row adds up what it sees and no more, so that
- * nothing is felt of later keys, and what a block begins with changes nothing. A sequence without keys gives 0.
+ * nothing is felt of later keys, and what a block begins with changes nothing. A sequence without keys gives 0. A relative
+ * bias is added to the scores of a tile as they are made.
  *
  * Bound: 2 E multiply-adds for each row, head and key. Where s is made a thread reads 3 (E = 32), 4 (64) or 6 (128)
  * fours of shared memory for 32 of them. Not yet measured on a GPU. To try there: mma for 16-bit types; several
@@ -110,6 +111,22 @@ FS_DEVICE void fs_attention_scores(float s[Tile::ROWS][Tile::COLUMNS], const Til
                 FS_UNROLL
                 for (int n = 0; n < 4; n++) s[i][j] = fs_fma(q[i].v[n], k.v[n], s[i][j]);
             }
+        }
+    }
+}
+
+/* s += what the distances of the keys from `key` on say, divided by scale: s is q . k yet. */
+template <typename Tile>
+FS_DEVICE void fs_attention_relative(float s[Tile::ROWS][Tile::COLUMNS], const fs_cuda_attention &a, int row, int key,
+                                     int lane) {
+    const float by = fs_div(1.0f, a.scale);
+    FS_UNROLL_BY(1)
+    for (int i = 0; i < Tile::ROWS; i++) {
+        FS_UNROLL
+        for (int j = 0; j < Tile::COLUMNS; j++) {
+            const int far = key + lane + j * Tile::LANES - (row + i), distance = far < 0 ? -far : far;
+            const int bucket = a.bucket[far > 0][distance < a.reach ? distance : a.reach];
+            s[i][j] = fs_fma(fs_load(a.table, bucket * a.table_stride + (int)blockIdx.y, a.table_type), by, s[i][j]);
         }
     }
 }
@@ -242,6 +259,7 @@ template <typename Tile> FS_DEVICE void fs_attention(const fs_cuda_attention &a,
         if (busy && step % 2 == 0) {
             float s[Tile::ROWS][Tile::COLUMNS];
             fs_attention_scores(s, tile, at, keys);
+            if (a.table) fs_attention_relative<Tile>(s, a, row, key, at.lane);
             FS_UNROLL
             for (int i = 0; i < Tile::ROWS; i++) {
                 const int seen = a.causal && row + i + 1 < end ? row + i + 1 : end;
