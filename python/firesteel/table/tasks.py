@@ -63,7 +63,7 @@ class Classify:
         if self._scores is not None:
             one_name_each(self._names, settings["folder"])
         self._kind, self._width = settings["rows"], settings["width"]
-        self._row_bytes = 4 * len(self._names)
+        self._row_bytes = sum(8 + len(name.encode()) for name in self._names)  # of a map, the largest of all results
         self.limit: int = self._options["max_length"] or settings["max_length"]
 
     def cost(self, given: Columns) -> int:
