@@ -149,6 +149,19 @@ def test_through_pandas(spark, df, model, engine, shape, details):
 
 
 @spark_only
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_null_row_is_null_before_spark_4_1_too(spark, df, model, engine, monkeypatch, deterministic):
+    import pyspark.sql.functions as F
+
+    monkeypatch.delattr(F, "arrow_udf", raising=False)
+    udf = firesteel.classify_udf(model, max_length=63)  # of which no other test has Spark's object
+    udf = udf if deterministic else udf.asNondeterministic()
+    found = df.select("id", udf("text", "pair").alias("v"))
+    assert found.schema["v"].dataType == udf.returnType
+    check(found.collect(), of_the_engine(engine, TEXTS, PAIRS), as_label)
+
+
+@spark_only
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("raw", [False, True])
 def test_rerank(spark, df, reranker, way, raw):

@@ -28,9 +28,9 @@ def classify_udf(
     max_length, truncate, raw    as in firesteel.Engine.classify, whose scores these are, bit for bit
     options   devices and all other options of firesteel.Engine; manager, details, on_error, max_errors: as in embed_udf
 
-    null in, null out, whichever of two columns is null. How Spark calls the function, and how often, is as in
-    embed_udf; before Spark 4.1 a struct that goes through pandas cannot be null itself, so of such a row its fields
-    are: ask whether the label is null, or take `firesteel.score`, which has nulls on every Spark.
+    null in, null out, whichever of two columns is null. In SQL before Spark 4.1 pandas has no null for a struct: there
+    its label and score are null. How Spark calls the function, and how often, is as in embed_udf; `firesteel.score`
+    takes it too.
 
     Raises ConfigError, RequestError, CheckpointError; the same in a task reach the driver with the task's failure.
 

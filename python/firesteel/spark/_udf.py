@@ -26,7 +26,7 @@ from pyspark.sql.utils import is_remote
 
 from .._core import ConfigError, RequestError
 from ..table import counters
-from ..table.columns import from_series, to_frame, to_series
+from ..table.columns import from_series, in_boxes, to_frame, to_series
 from ..table.job import Job
 from ..table.stream import stream
 from . import _worker
@@ -105,6 +105,9 @@ class ColumnFunction:
     def __call__(self, *columns: "Column | str") -> "Column":
         """The column of results. A column is a name, or any expression."""
         check_count(self.job, len(columns), f"{self.job.task}_udf's function")
+        if is_label(self.job) and not hasattr(F, "arrow_udf"):
+            boxes = _pandas_udf_of_boxes(self.job, self.deterministic, is_remote(), self._name)
+            return boxes(*columns).getItem(0)
         return self._spark(*columns)
 
     @property
@@ -156,6 +159,17 @@ def _spark_udf(job: Job, deterministic: bool, remote: bool, name: str | None) ->
     return made if deterministic else made.asNondeterministic()
 
 
+def is_label(job: Job) -> bool:
+    return isinstance(result_type(job), StructType) and not job.details
+
+
+@lru_cache(maxsize=256)
+def _pandas_udf_of_boxes(job: Job, deterministic: bool, remote: bool, name: str | None) -> Callable[..., "Column"]:
+    """The same before Spark 4.1, of a struct: pandas has no null for one, but has for an array with it inside."""
+    made = F.pandas_udf(pandas_function(job, name, boxed=True), ArrayType(result_type(job)))
+    return made if deterministic else made.asNondeterministic()
+
+
 def arrow_function(job: Job, name: str | None = None) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
     """For arrow_udf (Spark >= 4.1): the results are the engine's own memory, nothing is copied."""
 
@@ -168,8 +182,10 @@ def arrow_function(job: Job, name: str | None = None) -> Callable[[Iterator[pa.A
     return compute
 
 
-def pandas_function(job: Job, name: str | None = None) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Series]]":
-    """For pandas_udf, before Spark 4.1: some 60 us a row for the way through pandas."""
+def pandas_function(
+    job: Job, name: str | None = None, boxed: bool = False
+) -> "Callable[[Iterator[pd.Series]], Iterator[pd.Series]]":
+    """For pandas_udf, before Spark 4.1: some 60 us a row for the way through pandas. boxed: arrays of one result."""
     import pandas as pd
 
     def rows(batches: Iterator[pd.Series]) -> Iterator[pa.Array]:
@@ -178,12 +194,12 @@ def pandas_function(job: Job, name: str | None = None) -> "Callable[[Iterator[pd
             yield result
 
     def compute(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        yield from map(to_series, rows(batches))
+        yield from (to_series(in_boxes(array) if boxed else array) for array in rows(batches))
 
     def compute_with_fields(batches: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from map(to_frame, rows(batches))
 
-    made = compute_with_fields if isinstance(result_type(job), StructType) else compute
+    made = compute_with_fields if isinstance(result_type(job), StructType) and not boxed else compute
     made.__name__ = job.task
     return made
 

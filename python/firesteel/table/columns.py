@@ -284,6 +284,13 @@ def to_series(array: pa.Array) -> pd.Series:
     return pd.Series(cells)
 
 
+def in_boxes(array: pa.Array) -> pa.Array:
+    """Each value in an array of its own, which is null where the value is."""
+    offsets = pa.py_buffer(np.arange(len(array) + 1, dtype=np.int32))
+    kind = pa.list_(pa.field("element", array.type))
+    return pa.Array.from_buffers(kind, len(array), [bitmap(valid(array)), offsets], children=[array])
+
+
 def to_frame(array: pa.Array) -> pd.DataFrame:
     """The struct as Spark takes it from pandas, a column a field. A null struct there has only null fields."""
     import pandas as pd
