@@ -104,6 +104,7 @@ test-reference: $(REFERENCE)/.reference $(READY)
 bench: $(REFERENCE)/.bench $(READY)
 	@$(REFERENCE)/bin/python benchmarks/encoder.py --threads 2 --threads 1 $(BENCH_FLAGS)
 	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_embed.py $(BENCH_FLAGS)
+	@$(WITH_JAVA) $(REFERENCE)/bin/python benchmarks/spark_classify.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/start.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/placement.py $(BENCH_FLAGS)
 	@$(REFERENCE)/bin/python benchmarks/manager.py $(BENCH_FLAGS)
@@ -252,7 +253,7 @@ $(REFERENCE)/.reference: $(REFERENCE)/.made $(VENV)/.test
 	    > $$($(REFERENCE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/test-environment.pth
 	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile '$(TORCH)'
 	@$(REFERENCE)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile \
-	    'transformers==5.24.*' 'sentence-transformers==6.2.*'
+	    'transformers==5.24.*' 'sentence-transformers==6.2.*' 'sentencepiece==0.2.*'
 	@touch $@
 
 $(REFERENCE)/.bench: $(REFERENCE)/.reference benchmarks/requirements.txt

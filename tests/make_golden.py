@@ -147,7 +147,7 @@ def computed_bits() -> dict[str, dict]:
     paths = [path for path in ("avx2", "portable") if missing[path] is None]
     if platform.machine() != "x86_64" or len(paths) < 2:
         raise SystemExit("make_golden: bits.json is made on an x86-64 machine with AVX2 and FMA")
-    names = [*test_bits.BERTS, *test_bits.MODULES]
+    names = test_bits.NAMES
     folder = minilm_folder()
     made = {
         "inputs": {"minilm": test_bits.sha256(np.fromfile(Path(folder) / "model.safetensors", np.uint8))},

@@ -49,6 +49,10 @@ MODULES = {
     "encoder layer": ("encoder_layer", {"d_model": 36, "nhead": 3, "activation": "gelu"}),
     "decoder layer": ("decoder_layer", {"norm_first": True}),
 }
+# The other encoders, each a classifier of three labels: tests/models/tiny.
+ARCHITECTURES = sorted(
+    path.stem for path in tiny.MODELS.glob("*.json") if path.stem not in ("bert", "torch_transformer")
+)
 TEXTS = ["", "a", "parses a date string", "first, (last) row? of 2 tables!", "中 é [SEP] unknown: Ω", "word " * 100]
 
 
@@ -71,13 +75,15 @@ def make(name: str, folder: Path) -> Path:
     """The folder of a model of these tables."""
     if name in BERTS:
         return tiny.write(folder, **BERTS[name])
+    if name in ARCHITECTURES:
+        return tiny.write_architecture(folder, name, labels=3, seed=23)
     part, options = MODULES[name]
     return tiny_torch.write(folder, part, **options)
 
 
 def rows_of(name: str, gpu: bool = False) -> tuple[list, list | None]:
     lengths, targets = (GPU_LENGTHS, GPU_TARGETS) if gpu else (LENGTHS, TARGETS)
-    if name in BERTS:
+    if name in [*BERTS, *ARCHITECTURES]:
         return tiny.rows(17, lengths), None
     part, options = MODULES[name]
     settings = tiny_torch.config(part, **{k: v for k, v in options.items() if k in tiny_torch.CONFIG})
@@ -99,6 +105,8 @@ def tiny_bits(name: str, folder: Path, gpu: bool = False, **options: object) -> 
         if targets is None:
             found |= each_pooling(engine, rows)
             found["embed, normalised"] = sha256(engine.embed(rows, normalize=True))
+        if engine.settings["labels"]:
+            found["classify"] = sha256(engine.classify(rows, raw=True))
         if name in BERTS and not gpu:
             tiny.take_special_tokens(engine)
             found["embed, texts as the folder says"] = sha256(engine.embed(TEXTS))
@@ -133,7 +141,8 @@ def on_gpu(place: str, dtype: str) -> None:
     print(json.dumps({name: tiny_bits(name, Path(place) / name, **options) for name in ON_GPUS}))
 
 
-ON_GPUS = [name for name in [*BERTS, *MODULES] if name not in ("wide", "cls, normalised")]
+NAMES = [*BERTS, *ARCHITECTURES, *MODULES]
+ON_GPUS = [name for name in NAMES if name not in ("wide", "cls, normalised")]
 ON_GPU = "import sys, test_bits; test_bits.on_gpu(*sys.argv[1:])"
 
 
@@ -161,7 +170,7 @@ def stored() -> dict:
 def place(tmp_path_factory) -> Path:
     """All tiny models, each in the folder of its name."""
     made = tmp_path_factory.mktemp("bits")
-    for name in [*BERTS, *MODULES]:
+    for name in NAMES:
         make(name, made / name)
     return made
 
@@ -182,18 +191,18 @@ def same(found: dict[str, str], expected: dict[str, str], what: str) -> None:
 
 
 def test_every_model_type_has_stored_bits():
-    covered = {tiny.config()["model_type"], tiny_torch.CONFIG["model_type"]}
+    covered = {tiny.config()["model_type"], tiny_torch.CONFIG["model_type"], *ARCHITECTURES}
     assert covered == {json.loads(path.read_text())["model_type"] for path in tiny.MODELS.glob("*.json")}
 
 
-@pytest.mark.parametrize("name", [*BERTS, *MODULES])
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_and_rows_are_those_of_the_stored_bits(stored, place, name):
     """If this fails the other tests of the model mean nothing: its inputs were made in another way."""
     assert inputs(name, place / name) == stored["inputs"][name]
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", [*BERTS, *MODULES])
+@pytest.mark.parametrize("name", NAMES)
 def test_tiny_models_on_cpus(stored, place, name, path):
     expected = stored["bits"][name][held_to(path)]
     same(tiny_bits(name, place / name, cpu_path=path), expected, f"{name} on {path}")

@@ -1,7 +1,8 @@
 """Every encoder live against transformers in fp32, over configs that vary in all that changes the mathematics.
 
 Every pair of values of two keys is in one of the cases; `make reference-full` (FIRESTEEL_TEST_FULL=1) takes all
-combinations of those that change the formula. The seed is printed when a test fails; FIRESTEEL_TEST_SEED=n runs it again.
+combinations of those that change the formula. The seed is printed when a test fails; FIRESTEEL_TEST_SEED=n runs it
+again.
 """
 
 import itertools

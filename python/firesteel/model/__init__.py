@@ -14,6 +14,7 @@ tokenizer_files  the rules of tokenizer files, as in transformers, and what must
 tokenizer_settings  what those files say: class, special and added tokens, keys
 tokenizer_classes  the library's object of each class
 tokenizer_plain    special tokens in a text, which are plain text
+tokenizer_cuts     where a long text can be cut before it is tokenised
 sentencepiece_file  pieces, scores and map of characters of a SentencePiece file
 files        which files are there, opened and parsed; what is there and cannot be opened is an error
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .._core import CheckpointError, RequestError
+from .tokenizer_cuts import Cuts
 from .tokenizer_files import Loaded, load, named_errors
 from .tokenizer_plain import Plain, hide, look_for_none
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 RowError = tuple[int, str, str]  # row, row code, sentence
 Truncate = bool | str  # True, "left", "right"; False and "error" do not cut
 TYPE_BITS = 24  # bits of an id; a token's type in its pair stands above them
+_CHARACTERS = 8  # of a long text for each token that is kept, at first
 _KEPT = 8  # tokenizers of other lengths that are kept ready
 
 
@@ -76,6 +78,7 @@ class Tokenizer:
         self._spare: Loaded | None = first
         with named_errors(str(checkpoint.tokenizer_file)):
             self._plain = None if special_tokens else Plain(first.tokenizer)
+            self._cuts = Cuts(first.tokenizer)
 
     def encode(
         self,
@@ -126,15 +129,52 @@ class Tokenizer:
     def _encodings(
         self, sides: _Sides, max_length: int, side: str, faults: dict[int, RowError]
     ) -> list[tokenizers.Encoding]:
-        tokenizer = self._tokenizer(max_length, side)
-        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
         sides.keep_strings(faults)
         with named_errors(str(self._checkpoint.tokenizer_file)):
+            tokenizer = self._tokenizer(max_length, side)
+            if max_length:
+                self._shorten(sides, tokenizer, max_length, side)
             try:
-                return encode(sides.inputs())
+                return self._run(tokenizer, sides.inputs())
             except (TypeError, UnicodeError):  # the only strings it refuses are those UTF-8 cannot say
                 sides.keep_unicode(faults)
-                return encode(sides.inputs())
+                return self._run(tokenizer, sides.inputs())
+
+    @staticmethod
+    def _run(
+        tokenizer: tokenizers.Tokenizer, inputs: list[str] | list[tuple[str, str]], add_special_tokens: bool = True
+    ) -> list[tokenizers.Encoding]:
+        """All text goes to the library here."""
+        encode = getattr(tokenizer, "encode_batch_fast", tokenizer.encode_batch)
+        return encode(inputs, add_special_tokens=add_special_tokens)
+
+    def _shorten(self, sides: _Sides, tokenizer: tokenizers.Tokenizer, max_length: int, side: str) -> None:
+        """Of texts that are far too long, only as much stays as settles which tokens are kept."""
+        count = _CHARACTERS * (max_length + 8)
+        rows = sides.longer_than(2 * count)
+        if not rows:
+            return
+        room = max_length - self._added[len(sides.texts) - 1]
+        whole = sides.whole = sides.texts
+        sides.texts = [list(texts) for texts in whole]
+        while rows:
+            parts = {}
+            for row in rows:
+                texts = [texts[row] for texts in whole]
+                kept = [self._cuts.kept(text, count, side) if len(text) > 2 * count else text for text in texts]
+                if kept != texts and all(map(_is_unicode, texts)):  # else the row stays as it is
+                    parts[row] = kept
+            encodings = iter(self._run(tokenizer, [text for kept in parts.values() for text in kept], False))
+            rows = []
+            for row, kept in parts.items():
+                tokens = [_tokens(next(encodings)) for _ in kept]
+                cut = [part is not texts[row] for part, texts in zip(kept, whole, strict=True)]
+                if _settled(tokens, cut, room):
+                    for texts, part in zip(sides.texts, kept, strict=True):
+                        texts[row] = part
+                elif any(2 * len(part) < len(texts[row]) for part, texts in zip(kept, whole, strict=True)):
+                    rows.append(row)
+            count *= 8
 
     def _make_plain(
         self,
@@ -159,10 +199,12 @@ class Tokenizer:
             for row in again:
                 faults.setdefault(row, (row, "SCHEMA", f"{said}; install a newer one"))
         elif again:
-            inputs = sides.inputs()
+            some = sides.of(again)
             with named_errors(str(self._checkpoint.tokenizer_file)):
                 hidden = self._tokenizer(max_length, side, hidden=True)
-                for row, encoding in zip(again, hidden.encode_batch([inputs[row] for row in again]), strict=True):
+                if max_length:
+                    self._shorten(some, hidden, max_length, side)
+                for row, encoding in zip(again, self._run(hidden, some.inputs()), strict=True):
                     encodings[row] = encoding
 
     def _add_types(self, ids: np.ndarray, encodings: list[tokenizers.Encoding]) -> None:
@@ -202,6 +244,30 @@ class Tokenizer:
             return found
 
 
+def _tokens(encoding: tokenizers.Encoding) -> int:
+    """How many tokens there were before the rest was cut."""
+    return len(encoding) + sum(map(len, encoding.overflowing))
+
+
+def _settled(tokens: list[int], cut: list[bool], room: int) -> bool:
+    """Whether texts of which some are `cut` to so many `tokens` leave the same in `room` tokens as the whole ones.
+
+    Of two texts that are both longer than the room, the longer one keeps the odd token.
+    """
+    if any(count <= room for count, is_cut in zip(tokens, cut, strict=True) if is_cut):
+        return False
+    if len(tokens) == 1 or min(tokens) <= room or room % 2 == 0:
+        return True
+    return not all(cut) and tokens[cut.index(True)] > tokens[cut.index(False)]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+
+
 def _flat(encodings: list[tokenizers.Encoding], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All ids one after the other, and where rows of these lengths begin; a row without tokens may have no encoding."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -214,12 +280,24 @@ class _Sides:
 
     def __init__(self, texts: Sequence[object], pairs: Sequence[object] | None, prompt: str) -> None:
         self.texts: list[Sequence[object]] = [texts] if pairs is None else [texts, pairs]
+        self.whole: list[Sequence[object]] | None = None  # where some were shortened
         self._prompt = prompt
         self._names = ["the row"] if pairs is None else ["the first text", "the second text"]
 
     def inputs(self) -> list[str] | list[tuple[str, str]]:
         """As the library takes them."""
         return list(self.texts[0]) if len(self.texts) == 1 else list(zip(*self.texts, strict=True))
+
+    def of(self, rows: list[int]) -> _Sides:
+        """Some rows, as long as they were at first."""
+        some = _Sides([], [] if len(self.texts) > 1 else None, "")
+        some.texts = [[texts[row] for row in rows] for texts in self.whole or self.texts]
+        return some
+
+    def longer_than(self, characters: int) -> list[int]:
+        """Rows of which a text is."""
+        found = {row for texts in self.texts for row, text in enumerate(texts) if len(text) > characters}
+        return sorted(found)
 
     def keep_strings(self, faults: dict[int, RowError]) -> None:
         """What is no string becomes an empty one and a fault; then the prompt is there."""

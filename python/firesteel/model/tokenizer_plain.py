@@ -90,7 +90,7 @@ def json_tokens_of(built: tokenizers.Tokenizer) -> Iterator[tuple[int, dict[str,
     """(id, flags) of the added tokens."""
     if hasattr(built, "get_added_tokens_decoder"):
         for number, token in sorted(built.get_added_tokens_decoder().items()):
-            yield number, {"content": token.content, "special": token.special, "normalized": token.normalized}
+            yield number, {flag: getattr(token, flag) for flag in ("content", "special", "normalized", "rstrip")}
     else:
         for item in json.loads(built.to_str())["added_tokens"]:
             yield item["id"], item
