@@ -132,7 +132,6 @@ typedef struct fs_batch {
     int64_t target_tokens, longest_target;
     int64_t later;          /* rows behind those that wait for their turn, after the device had no room for all */
     int64_t width;          /* floats of a result row */
-    int typed;              /* tokens have types */
     fs_row **rows;          /* [count + later] leaders */
     fs_slot **slots;        /* [stages] where it is or was */
     int open;               /* parts not waited for + 1 while stages are to come */

@@ -64,9 +64,10 @@ static fs_status upload_features(fs_part *part, const fs_block_side *to, const f
     return part->driver->device->backend->upload(part->in, to->features, from->features, (size_t)tokens * row);
 }
 
-static fs_status upload_block(fs_part *part, fs_space *space, fs_batch *b) {
+/* *typed: whether tokens have types. Each part asks for itself: a batch is in several stages and ranks at once. */
+static fs_status upload_block(fs_part *part, fs_space *space, const fs_batch *b, int *typed) {
     const fs_block *to = &space->device_block, *from = &space->host_block;
-    b->typed = fill_block(from, b, part->stage->index == 0);
+    *typed = fill_block(from, b, part->stage->index == 0);
     FS_TRY(part->driver->device->backend->upload(part->in, space->block_memory.at, space->pinned_memory.at,
                                                  from->number_bytes));
     FS_TRY(upload_features(part, &to->source, &from->source, b->tokens));
@@ -100,9 +101,11 @@ static fs_status fetch_carry(const fs_step *s, fs_part *part, const fs_batch *b,
 /* All that a batch needs, into its slot. */
 static fs_status bring(fs_run *r, fs_part *part, fs_space *space) {
     const fs_backend *backend = r->step.device->backend;
-    fs_batch *b = r->work.batch;
+    const fs_batch *b = r->work.batch;
+    int typed;
     FS_TRY(backend->poison(part->in, space->arena.base, space->arena.size));
-    FS_TRY(upload_block(part, space, b));
+    FS_TRY(upload_block(part, space, b, &typed));
+    if (typed) r->rows.types = space->device_block.source.types;
     return part->stage->index > 0 ? fetch_carry(&r->step, part, b, &r->carry) : FS_OK;
 }
 
@@ -155,7 +158,6 @@ static fs_status begin(fs_run *r) {
     r->targets = rows_of(&block->targets, b->target_tokens, b->count, b->longest_target);
     fs_arena_reset(&space->arena, 0);
     fs_status st = bring(r, part, space);
-    if (b->typed) r->rows.types = block->source.types;
     fs_status passed = pass_on(r->step.device->backend, part->in, space->arrived, part->queue);
     FS_TRY(st); /* what did come is waited for all the same */
     FS_TRY(passed);
