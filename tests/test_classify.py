@@ -70,7 +70,9 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "changes", "function"), ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(
+    ("labels", "changes", "function"), ACTIVATIONS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_scores_are_the_pipelines(write, labels, changes, function):
     with firesteel.Engine(write(labels, **changes), threads=1) as engine:
         raw = engine.classify(TEXTS, raw=True)
@@ -302,7 +304,9 @@ def write_cross_encoder(folder, activation, **settings):
     return folder
 
 
-@pytest.mark.parametrize(("changes", "written", "function"), CROSS, ids=str)
+@pytest.mark.parametrize(
+    ("changes", "written", "function"), CROSS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_the_folder_names_reranks_activation(write, changes, written, function):
     folder = changed(write(1), changes)
     if written:
