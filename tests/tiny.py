@@ -80,18 +80,16 @@ def tensors(settings: dict[str, object], seed: int = 0) -> dict[str, np.ndarray]
     return made
 
 
-# The dense layers of a *ForSequenceClassification, ahead of its last one; that one's name; the class that has them.
-HEADS = {
-    "bert": (["bert.pooler.dense"], "classifier", "BertForSequenceClassification"),
-    "roberta": (["classifier.dense"], "classifier.out_proj", "RobertaForSequenceClassification"),
-    "xlm-roberta": (["classifier.dense"], "classifier.out_proj", "XLMRobertaForSequenceClassification"),
-    "distilbert": (["pre_classifier"], "classifier", "DistilBertForSequenceClassification"),
-    "electra": (["classifier.dense"], "classifier.out_proj", "ElectraForSequenceClassification"),
-    "albert": (["albert.pooler"], "classifier", "AlbertForSequenceClassification"),
-    "mpnet": (["classifier.dense"], "classifier.out_proj", "MPNetForSequenceClassification"),
-    "camembert": (["classifier.dense"], "classifier.out_proj", "CamembertForSequenceClassification"),
-}
-BASES = {"xlm-roberta": "roberta.", "camembert": "roberta."}
+def head_of(model_type: str) -> tuple[str, list[str], str]:
+    """Of a type's *ForSequenceClassification: its name, its dense layers' names in the file, what its encoder's begin
+    with. Poolers are the encoder's."""
+    from firesteel import _core
+
+    known = next(kind for kind in _core.architectures() if kind["model_type"] == model_type)
+    base = known["base"]
+    layers = [name.removesuffix(".weight") for name in known["head"]]
+    layers = [base + name if name.startswith("pooler") else name for name in layers]
+    return known["architectures"][0].rstrip("*") + "ForSequenceClassification", layers, base
 
 
 def architecture_config(model_type: str, labels: int = 0, **changes: object) -> dict[str, object]:
@@ -99,7 +97,7 @@ def architecture_config(model_type: str, labels: int = 0, **changes: object) -> 
     settings = json.loads((MODELS / f"{model_type}.json").read_text()) | changes
     if labels:
         names = {str(i): f"LABEL_{i}" for i in range(labels)}
-        settings |= {"architectures": [HEADS[model_type][2]], "id2label": names}
+        settings |= {"architectures": [head_of(model_type)[0]], "id2label": names}
         settings["label2id"] = {name: int(i) for i, name in names.items()}
     return settings
 
@@ -109,13 +107,11 @@ def architecture_tensors(settings: dict[str, object], labels: int = 0, seed: int
     from firesteel import _core
 
     random = np.random.RandomState(seed)
-    model_type = settings["model_type"]
-    prefix = BASES.get(model_type, f"{model_type}.") if labels else ""
-    listed = [(prefix + name, shape) for name, shape in _core.weights(settings)]
+    _, layers, base = head_of(settings["model_type"])
+    listed = [(base * bool(labels) + name, shape) for name, shape in _core.weights(settings)]
     if labels:
         width = settings.get("hidden_size") or settings["dim"]
-        layers, last, _ = HEADS[model_type]
-        for name, outputs in [*((layer, width) for layer in layers), (last, labels)]:
+        for name, outputs in zip(layers, [width] * (len(layers) - 1) + [labels], strict=True):
             listed += [(f"{name}.weight", (outputs, width)), (f"{name}.bias", (outputs,))]
     made = {}
     for name, shape in listed:

@@ -1,22 +1,9 @@
 #include "models/encoder.h"
 
-#define PART(n, field, kind, N, K, cut) FS_PART(n, fs_encoder_layer, field, kind, N, K, cut)
-#define NORM(n, field, older)           FS_NORM_ROW(n, fs_encoder_layer, field, older)
-
 const fs_weight_row fs_bert_layer_weights[] = {
-    PART("attention.self.query.weight", attention.qkv, FS_MATRIX, HE, D, HEADS),
-    PART("attention.self.key.weight", attention.qkv, FS_MATRIX, KE, D, HEADS),
-    PART("attention.self.value.weight", attention.qkv, FS_MATRIX, KE, D, HEADS),
-    PART("attention.self.query.bias", attention.qkv_bias, FS_VECTOR, ONE, HE, HEADS),
-    PART("attention.self.key.bias", attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    PART("attention.self.value.bias", attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_DENSE_ROWS("attention.output.dense", fs_encoder_layer, attention.out, D, HE, COLS, NONE),
-    NORM("attention.output.LayerNorm.weight", attention_gamma, "attention.output.LayerNorm.gamma"),
-    NORM("attention.output.LayerNorm.bias", attention_beta, "attention.output.LayerNorm.beta"),
-    FS_DENSE_ROWS("intermediate.dense", fs_encoder_layer, mlp.up, F, D, ROWS, ROWS),
-    FS_DENSE_ROWS("output.dense", fs_encoder_layer, mlp.down, D, F, COLS, NONE),
-    NORM("output.LayerNorm.weight", mlp_gamma, "output.LayerNorm.gamma"),
-    NORM("output.LayerNorm.bias", mlp_beta, "output.LayerNorm.beta"),
+    FS_ENCODER_LAYER_ROWS("attention.self.query", "attention.self.key", "attention.self.value",
+                          "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense", "output.dense",
+                          "output.LayerNorm"),
     { 0 },
 };
 

@@ -56,4 +56,20 @@ fs_status fs_encoder_begin_narrow(fs_step *s, const fs_settings *set, fs_carry *
         FS_PART(n ".bias", T, field##_bias, FS_VECTOR, ONE, N, bias_cut)
 #define FS_TABLE_ROW(n, T, field, N) FS_ROW(n, offsetof(T, field), FS_TABLE, FS_DIM_##N, FS_DIM_D, FS_CUT_NONE, NULL)
 
+/* The rows of a layer, by the names that its dense layers and norms have in the files. Older files call a norm's weight
+ * gamma and its bias beta. */
+#define FS_LAYER_NORM_ROWS(n, field)                                                                                   \
+    FS_NORM_ROW(n ".weight", fs_encoder_layer, field##_gamma, n ".gamma"),                                             \
+        FS_NORM_ROW(n ".bias", fs_encoder_layer, field##_beta, n ".beta")
+#define FS_ENCODER_LAYER_ROWS(query, key, value, dense, norm, inner, outer, last)                                      \
+    FS_PART(query ".weight", fs_encoder_layer, attention.qkv, FS_MATRIX, HE, D, HEADS),                                \
+        FS_PART(key ".weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),                              \
+        FS_PART(value ".weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),                            \
+        FS_PART(query ".bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, HE, HEADS),                       \
+        FS_PART(key ".bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),                         \
+        FS_PART(value ".bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),                       \
+        FS_DENSE_ROWS(dense, fs_encoder_layer, attention.out, D, HE, COLS, NONE), FS_LAYER_NORM_ROWS(norm, attention), \
+        FS_DENSE_ROWS(inner, fs_encoder_layer, mlp.up, F, D, ROWS, ROWS),                                              \
+        FS_DENSE_ROWS(outer, fs_encoder_layer, mlp.down, D, F, COLS, NONE), FS_LAYER_NORM_ROWS(last, mlp)
+
 #endif

@@ -29,13 +29,25 @@ static PyObject *names_list(const char *const *names) {
     return list;
 }
 
-PyDoc_STRVAR(architectures_doc, "architectures()\n--\n\n[{'model_type', 'architectures'}] that checkpoints may have.");
+PyDoc_STRVAR(
+    architectures_doc,
+    "architectures()\n--\n\n[{'model_type', 'architectures', 'base', 'head'}] that checkpoints may have: patterns of\n"
+    "class names, what stands before the tensors' names where a class with a head has saved them, and the weights\n"
+    "of that head's layers, in their order.");
+
+static PyObject *head_list(const fs_head_row *row) {
+    PyObject *list = PyList_New(0);
+    for (; list && row && row->weight; row++)
+        if (append(list, PyUnicode_FromString(row->weight)) < 0) Py_CLEAR(list);
+    return list;
+}
 
 static PyObject *architectures(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) {
     PyObject *list = PyList_New(0);
     for (int i = 0; list && fs_archs[i]; i++)
-        if (append(list, Py_BuildValue("{s:s,s:N}", "model_type", fs_archs[i]->model_type, "architectures",
-                                       names_list(fs_archs[i]->names))) < 0)
+        if (append(list, Py_BuildValue("{s:s,s:N,s:s,s:N}", "model_type", fs_archs[i]->model_type, "architectures",
+                                       names_list(fs_archs[i]->names), "base", fs_archs[i]->base, "head",
+                                       head_list(fs_archs[i]->head))) < 0)
             Py_CLEAR(list);
     return list;
 }

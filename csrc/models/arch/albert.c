@@ -40,19 +40,8 @@ static const fs_key_row keys[] = {
 };
 
 static const fs_weight_row layer_weights[] = {
-    FS_PART("attention.query.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, HE, D, HEADS),
-    FS_PART("attention.key.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.value.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.query.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, HE, HEADS),
-    FS_PART("attention.key.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_PART("attention.value.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_DENSE_ROWS("attention.dense", fs_encoder_layer, attention.out, D, HE, COLS, NONE),
-    FS_NORM_ROW("attention.LayerNorm.weight", fs_encoder_layer, attention_gamma, NULL),
-    FS_NORM_ROW("attention.LayerNorm.bias", fs_encoder_layer, attention_beta, NULL),
-    FS_DENSE_ROWS("ffn", fs_encoder_layer, mlp.up, F, D, ROWS, ROWS),
-    FS_DENSE_ROWS("ffn_output", fs_encoder_layer, mlp.down, D, F, COLS, NONE),
-    FS_NORM_ROW("full_layer_layer_norm.weight", fs_encoder_layer, mlp_gamma, NULL),
-    FS_NORM_ROW("full_layer_layer_norm.bias", fs_encoder_layer, mlp_beta, NULL),
+    FS_ENCODER_LAYER_ROWS("attention.query", "attention.key", "attention.value", "attention.dense",
+                          "attention.LayerNorm", "ffn", "ffn_output", "full_layer_layer_norm"),
     { 0 },
 };
 

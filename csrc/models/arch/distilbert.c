@@ -29,19 +29,8 @@ static const fs_key_row keys[] = {
 };
 
 static const fs_weight_row layer_weights[] = {
-    FS_PART("attention.q_lin.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, HE, D, HEADS),
-    FS_PART("attention.k_lin.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.v_lin.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.q_lin.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, HE, HEADS),
-    FS_PART("attention.k_lin.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_PART("attention.v_lin.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_DENSE_ROWS("attention.out_lin", fs_encoder_layer, attention.out, D, HE, COLS, NONE),
-    FS_NORM_ROW("sa_layer_norm.weight", fs_encoder_layer, attention_gamma, NULL),
-    FS_NORM_ROW("sa_layer_norm.bias", fs_encoder_layer, attention_beta, NULL),
-    FS_DENSE_ROWS("ffn.lin1", fs_encoder_layer, mlp.up, F, D, ROWS, ROWS),
-    FS_DENSE_ROWS("ffn.lin2", fs_encoder_layer, mlp.down, D, F, COLS, NONE),
-    FS_NORM_ROW("output_layer_norm.weight", fs_encoder_layer, mlp_gamma, NULL),
-    FS_NORM_ROW("output_layer_norm.bias", fs_encoder_layer, mlp_beta, NULL),
+    FS_ENCODER_LAYER_ROWS("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "sa_layer_norm",
+                          "ffn.lin1", "ffn.lin2", "output_layer_norm"),
     { 0 },
 };
 

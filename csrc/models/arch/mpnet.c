@@ -41,19 +41,8 @@ static const fs_key_row keys[] = {
 };
 
 static const fs_weight_row layer_weights[] = {
-    FS_PART("attention.attn.q.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, HE, D, HEADS),
-    FS_PART("attention.attn.k.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.attn.v.weight", fs_encoder_layer, attention.qkv, FS_MATRIX, KE, D, HEADS),
-    FS_PART("attention.attn.q.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, HE, HEADS),
-    FS_PART("attention.attn.k.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_PART("attention.attn.v.bias", fs_encoder_layer, attention.qkv_bias, FS_VECTOR, ONE, KE, HEADS),
-    FS_DENSE_ROWS("attention.attn.o", fs_encoder_layer, attention.out, D, HE, COLS, NONE),
-    FS_NORM_ROW("attention.LayerNorm.weight", fs_encoder_layer, attention_gamma, NULL),
-    FS_NORM_ROW("attention.LayerNorm.bias", fs_encoder_layer, attention_beta, NULL),
-    FS_DENSE_ROWS("intermediate.dense", fs_encoder_layer, mlp.up, F, D, ROWS, ROWS),
-    FS_DENSE_ROWS("output.dense", fs_encoder_layer, mlp.down, D, F, COLS, NONE),
-    FS_NORM_ROW("output.LayerNorm.weight", fs_encoder_layer, mlp_gamma, NULL),
-    FS_NORM_ROW("output.LayerNorm.bias", fs_encoder_layer, mlp_beta, NULL),
+    FS_ENCODER_LAYER_ROWS("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o",
+                          "attention.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm"),
     { 0 },
 };
 

@@ -25,7 +25,6 @@ from .files import listing, names_in, some, there
 _GIVE = "give the folder that holds config.json and *.safetensors"
 _RUNS = {
     "bert": "bert (encoders such as all-MiniLM-L6-v2)",
-    **{kind: kind for kind in ("albert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")},
     "torch_transformer": "torch_transformer (PyTorch's nn.Transformer modules)",
 }
 _MOST_ENTRIES = 1000  # that are looked at below a folder without a model
