@@ -46,11 +46,6 @@ def engines(tmp_path_factory):
         engine.close()
 
 
-def named(value):
-    """Of functions what stays the same from process to process."""
-    return getattr(value, "__name__", str(value))
-
-
 def softmax(logits):
     risen = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return risen / risen.sum(axis=1, keepdims=True)
@@ -75,7 +70,9 @@ ACTIVATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "changes", "function"), ACTIVATIONS, ids=named)
+@pytest.mark.parametrize(
+    ("labels", "changes", "function"), ACTIVATIONS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_scores_are_the_pipelines(write, labels, changes, function):
     with firesteel.Engine(write(labels, **changes), threads=1) as engine:
         raw = engine.classify(TEXTS, raw=True)
@@ -307,7 +304,9 @@ def write_cross_encoder(folder, activation, **settings):
     return folder
 
 
-@pytest.mark.parametrize(("changes", "written", "function"), CROSS, ids=named)
+@pytest.mark.parametrize(
+    ("changes", "written", "function"), CROSS, ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_the_folder_names_reranks_activation(write, changes, written, function):
     folder = changed(write(1), changes)
     if written:
