@@ -164,14 +164,19 @@ def test_rerank_is_the_cross_encoder(tmp_path, texts, kind, changes, saved):
 
 
 def test_a_default_prompt(tmp_path, texts):
+    """Which counts where there is a modules.json, and only there."""
     folder = write(tmp_path / "base", "bert", 1)
     prompts = {"prompts": {"ask": "the date : "}, "default_prompt_name": "ask"}
     sentence_transformers.CrossEncoder(str(folder), device="cpu", **prompts).save(str(tmp_path / "model"))
     model = sentence_transformers.CrossEncoder(str(tmp_path / "model"), device="cpu")
     pairs = [(text, "a row") for text in texts[:40]]
     assert np.abs(model.predict(pairs) - model.predict(pairs, prompt="")).max() > PROBABILITIES
-    with firesteel.Engine(tmp_path / "model", threads=1) as engine:
-        close(engine.rerank(texts[:40], ["a row"] * 40), model.predict(pairs), PROBABILITIES)
+    for modules in (True, False):
+        if not modules:
+            (tmp_path / "model" / "modules.json").unlink()
+            model = sentence_transformers.CrossEncoder(str(tmp_path / "model"), device="cpu")
+        with firesteel.Engine(tmp_path / "model", threads=1) as engine:
+            close(engine.rerank(texts[:40], ["a row"] * 40), model.predict(pairs), PROBABILITIES)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

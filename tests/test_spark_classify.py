@@ -261,6 +261,18 @@ def test_a_table_is_grouped_by_label(spark, df, model, engine):
 
 
 @spark_only
+def test_progress_counts_pairs(spark, df, model, capsys):
+    udf = firesteel.classify_udf(model, max_length=12, truncate="error", details=True)
+    with firesteel.progress(spark) as run:
+        rows = firesteel.score(df, udf, "text", "pair", output="v").collect()
+    report = run.report
+    failed = sum(row.v is not None and row.v.error_code == "TOO_LONG" for row in rows)
+    assert (report.rows, report.nulls, report.errors) == (6, 2, {"TOO_LONG": failed} if failed else {})
+    assert report.tokens == sum(row.v.prompt_tokens for row in rows if row.v is not None)
+    assert "6 rows" in capsys.readouterr().out
+
+
+@spark_only
 def test_warm_tells_nothing_of_heads(spark, model):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*has a head")
