@@ -102,7 +102,8 @@ class Job:
     @property
     def duplicates(self) -> int: ...  # rows that were copied from an equal row
 
-def architectures() -> list[dict[str, object]]: ...  # {"model_type", "architectures": patterns, "base", "head": weights}
+# "model_type", "architectures" (patterns), "base", "head" (names of weights)
+def architectures() -> list[dict[str, object]]: ...
 def devices() -> list[dict[str, object]]: ...  # {"backend", "count"} of what could be opened; nothing is opened
 
 # cores, affinity, quota, total, available, cgroup_limit, address_limit (bytes; 0: none), and "paths": the CPU kernel
