@@ -34,18 +34,18 @@ static void open_once(void) {
 }
 
 /* One batch of three rows, one of them empty, of token 0 or features of 0; targets are the like. */
-static void run(const fs_settings *set, const fs_shard *shard) {
-    int32_t ids[3] = { 0 }, positions[3] = { 0, 1, 0 }, offsets[4] = { 0, 2, 2, 3 };
+static void run(const fs_settings *set, const fs_shard *shard, const fs_task *task) {
+    const int32_t first = (int32_t)set->first_position;
+    int32_t ids[3] = { 0 }, positions[3] = { first, first + 1, first }, offsets[4] = { 0, 2, 2, 3 };
     float *features = calloc(2 * 3 * (size_t)set->D, sizeof *features);
-    const fs_rows rows = { ids, positions, offsets, 3, 3, 2, features };
-    const fs_rows targets = { ids, positions, offsets, 3, 3, 2, features + 3 * set->D };
-    const fs_task task = { .pooling_count = 2, .pooling = { FS_POOL_MEAN, FS_POOL_LAST }, .normalize = 1 };
+    const fs_rows rows = { ids, positions, offsets, 3, 3, 2, features, NULL };
+    const fs_rows targets = { ids, positions, offsets, 3, 3, 2, features + 3 * set->D, NULL };
     const fs_shard_plan *plan = &shard->plan;
     fs_step_cost cost;
     fs_memory memory;
     fs_carry carry = { 0 };
     fs_view out;
-    must(fs_plan_step_cost(&cost, set, plan, &task, 3, 3, 2) == FS_OK, "a step can be planned");
+    must(fs_plan_step_cost(&cost, set, plan, task, 3, 3, 2) == FS_OK, "a step can be planned");
     if (fs_cpu_backend.alloc(device, FS_WORKSPACE, cost.kept + cost.scratch, &memory) != FS_OK) {
         free(features);
         return;
@@ -61,7 +61,7 @@ static void run(const fs_settings *set, const fs_shard *shard) {
                      .ranks = 1,
                      .targets = &targets };
     must(fs_forward(&step, set, shard, &carry) == FS_OK, "the layers run");
-    must(fs_task_finish(&step, set, &task, &carry, &out) == FS_OK, "a task finishes");
+    must(fs_task_finish(&step, set, shard->ends, task, &carry, &out) == FS_OK, "a task finishes");
     must(fs_cpu_backend.event_record(event, queue) == FS_OK, "an event is recorded");
     must(fs_cpu_backend.event_wait(event) == FS_OK, "a step runs");
     must(arena.peak == cost.scratch && kept.peak == cost.kept, "the plan knows the workspace");
@@ -74,7 +74,10 @@ static void load(const fs_checkpoint *c, const fs_settings *set, int rank, int r
     const fs_shard_plan plan = { 0, (int)set->L, rank, ranks, 0 };
     fs_status st = fs_shard_load(&shard, c, set, &plan, device, ranks);
     must(st == FS_OK || st == FS_NO_MEMORY || fs_shard_check(set, ranks) != FS_OK, "what was checked loads");
-    if (st == FS_OK && ranks == 1 && (set->any_length || set->P >= 2)) run(set, &shard);
+    fs_task tasks[FS_TASKS_MOST];
+    const int count = fs_task_largest(tasks, set);
+    for (int i = 0; st == FS_OK && ranks == 1 && (set->any_length || set->P >= 2) && i < count; i++)
+        run(set, &shard, &tasks[i]);
     if (st == FS_OK) fs_shard_release(&shard);
 }
 

@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import chain_kit
 import tiny
 from firesteel import Error, _core
 from firesteel.model.checkpoint import Checkpoint
@@ -155,6 +156,7 @@ def open_and_embed(folder: Path) -> str:
             config=checkpoint.config,
             tensors=checkpoint.tensors,
             files=checkpoint.files,
+            chain=checkpoint.chain.steps,
             name=checkpoint.folder,
             threads=1,
         )
@@ -162,13 +164,19 @@ def open_and_embed(folder: Path) -> str:
         if not str(error).strip():
             raise AssertionError(f"{type(error).__name__} without a sentence") from error
         return type(error).__name__
+    settings = engine.settings
+    poolings = checkpoint.sentence.pooling if checkpoint.chain.steps else ("mean",)
+    width = settings["vector_width"] or settings["width"] * len(poolings)
+    tasks = [(width, {"task": "embed", "pooling": poolings, "normalize": True})]
+    tasks += [(settings["labels"], {"task": "classify"})] * (settings["labels"] > 0)
     try:
-        out = np.full((1, engine.settings["width"]), np.nan, np.float32)
-        job = engine.submit(
-            np.zeros(1, np.int32), np.array([0, 1], np.int64), out, task="embed", pooling=("mean",), normalize=True
-        )
-        if not job.wait(60):
-            raise AssertionError("embedding one token took more than a minute")
+        for width, task in tasks:
+            out = np.full((1, width), np.nan, np.float32)
+            job = engine.submit(np.zeros(1, np.int32), np.array([0, 1], np.int64), out, **task)
+            if not job.wait(60):
+                raise AssertionError(f"one token took more than a minute: {task}")
+    except Error as error:  # of a chain that takes another width
+        return type(error).__name__
     finally:
         engine.close()
     return "opened"
@@ -182,6 +190,11 @@ def originals(folder: Path) -> list[Path]:
         tiny.write(folder / "bf16", dtype="BF16", prefix="bert.", **shape),
         tiny.write(folder / "sharded", shards=3, dtype="F16", **shape),
         tiny.write(folder / "sentence", sentence={}, **shape),
+        chain_kit.write(folder / "chain", chain_kit.CHAINS["unit, dense, norm, dropout"]),
+        *(
+            tiny.write_architecture(folder / kind, kind, labels=2)
+            for kind in sorted(path.stem for path in tiny.MODELS.glob("*.json") if path.stem != "torch_transformer")
+        ),
     ]
 
 

@@ -3,10 +3,17 @@
 #include "format.h"
 #include "packets.h"
 
+#include "models/weights.h"
 #include "tiny_bert.h"
 
 #include <errno.h>
 #include <sys/stat.h>
+
+#ifndef __clang__
+/* The fuzzers' objects count where they come by; here nobody asks. */
+void __sanitizer_cov_trace_pc(void);
+void __sanitizer_cov_trace_pc(void) {}
+#endif
 
 /* The file and the table grow together; a name's width is that of the module, 4, unless said. */
 static void put_tensor(fuzz_input *f, int64_t *bytes, const char *name, int64_t N, int64_t K) {
@@ -64,6 +71,53 @@ static size_t write_torch(uint8_t *out, const char *part) {
     return fuzz_write(out, &f.c, &bytes);
 }
 
+/* A classifier of an architecture, its tensors by its own tables. */
+static size_t write_encoder(uint8_t *out, const fs_arch *arch) {
+    static fuzz_input f;
+    static fs_settings set;
+    char classes[80];
+    int64_t bytes = 0;
+    const int distil = !strcmp(arch->model_type, "distilbert");
+    snprintf(classes, sizeof classes, "[\"%.*sForSequenceClassification\"]", (int)strlen(arch->names[0]) - 1,
+             arch->names[0]);
+    const fs_config_key keys[] = {
+        { .key = "model_type", .kind = FS_TEXT, .text = arch->model_type },
+        { .key = "architectures", .kind = FS_JSON, .text = classes },
+        { .key = distil ? "n_layers" : "num_hidden_layers", .kind = FS_INT, .i = 2, .f = 2 },
+        { .key = distil ? "dim" : "hidden_size", .kind = FS_INT, .i = 4, .f = 4 },
+        { .key = distil ? "n_heads" : "num_attention_heads", .kind = FS_INT, .i = 2, .f = 2 },
+        { .key = distil ? "hidden_dim" : "intermediate_size", .kind = FS_INT, .i = 6, .f = 6 },
+        { .key = "vocab_size", .kind = FS_INT, .i = 5, .f = 5 },
+        { .key = "max_position_embeddings", .kind = FS_INT, .i = 6, .f = 6 },
+        { .key =
+              strcmp(arch->model_type, "albert") && strcmp(arch->model_type, "electra") ? "id2label" : "embedding_size",
+          .kind = strcmp(arch->model_type, "albert") && strcmp(arch->model_type, "electra") ? FS_JSON : FS_INT,
+          .i = 3,
+          .f = 3,
+          .text = "{}" },
+    };
+    memset(&f, 0, sizeof f);
+    f.c = (fs_checkpoint){ .keys = keys, .key_count = (int)(sizeof keys / sizeof *keys), .tensors = f.tensors };
+    f.c.file_count = 1;
+    const fs_checkpoint config = { .name = "seed", .keys = keys, .key_count = f.c.key_count };
+    if (fs_settings_read(&set, &config, "auto") != FS_OK) return fprintf(stderr, "%s\n", fs_error_text()), 0;
+    for (int layer = FS_OUTSIDE; layer < set.L; layer++) {
+        if (layer >= 0 && fs_layer_like(&set, layer) != layer) continue;
+        for (const fs_weight_row *row = fs_weight_table(&set, layer); row->name; row++) {
+            char name[FS_NAME_BYTES];
+            if (!fs_weight_there(&set, row)) continue;
+            fs_weight_name(name, &set, layer, row->name);
+            put_tensor(&f, &bytes, name, row->kind == FS_VECTOR ? 0 : fs_dim_of(&set, row->N), fs_dim_of(&set, row->K));
+        }
+    }
+    for (const fs_head_row *row = arch->head; row->weight; row++) {
+        const int64_t N = row[1].weight ? set.D : 3;
+        put_tensor(&f, &bytes, row->weight, N, set.D);
+        put_tensor(&f, &bytes, row->bias, 0, N);
+    }
+    return fuzz_write(out, &f.c, &bytes);
+}
+
 static int write_seed(const char *folder, const char *name, const uint8_t *bytes, size_t size) {
     char path[512];
     snprintf(path, sizeof path, "%s/seed-%s", folder, name);
@@ -103,6 +157,10 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (write_seed(argv[1], parts[i], bytes, write_torch(bytes, parts[i]))) return 1;
+    for (int i = 0; fs_archs[i]; i++) {
+        size_t size = fs_archs[i]->head ? write_encoder(bytes, fs_archs[i]) : 0;
+        if (fs_archs[i]->head && (!size || write_seed(argv[1], fs_archs[i]->model_type, bytes, size))) return 1;
+    }
     if (write_seed(argv[2], "embed", bytes, put_session(bytes, FS_TASK_EMBED))) return 1;
     return write_seed(argv[2], "states", bytes, put_session(bytes, FS_TASK_HIDDEN_STATES));
 }
