@@ -27,7 +27,8 @@ model, made, question = (dbutils.widgets.get(name) for name in ("model", "made",
 # MAGIC ## The table
 # MAGIC
 # MAGIC One row for each function of PySpark: its name, what PySpark's documentation says about it, what Spark SQL's documentation says
-# MAGIC about it, and its topic, from the groups of Spark's own documentation. Half of the rows are for training, the other half is held out.
+# MAGIC about it, and its topic: the group of Spark's own documentation, which the session's JVM knows. Of synonyms, which share a text, one
+# MAGIC is taken. Half of the rows are for training, the other half is held out.
 
 # COMMAND ----------
 
@@ -50,9 +51,7 @@ known = {
     info.getName(): info
     for info in spark._jvm.org.apache.spark.sql.api.python.PythonSQLUtils.listBuiltinFunctionInfos()
 }
-named = {
-    about: name for name, about in reversed(documentation()) if name in known
-}  # of synonyms, which share a text, one
+named = {about: name for name, about in reversed(documentation()) if name in known}
 
 rows = []
 for place, (about, name) in enumerate(sorted(named.items(), key=lambda item: item[1])):
@@ -70,9 +69,9 @@ spark.sql(
 # MAGIC %md
 # MAGIC ## A model's folder
 # MAGIC
-# MAGIC A classifier is an encoder and a head: a dense layer with tanh, the pooler, and one that gives a number for each label. Of MiniLM we
-# MAGIC take the first four layers of six: its last ones are trained for the mean over a text, and say less about a pair of texts. The pooler
-# MAGIC passes the first token's state on as it is (tanh(x) is x where x is small), so only the last layer is left to be fitted.
+# MAGIC A classifier is an encoder and a head: a dense layer with tanh, the pooler, and one that gives a number for each label. Of
+# MAGIC MiniLM we take the first four layers of six, whose first token says more about a pair of texts than the last ones' does. The
+# MAGIC pooler passes the first token's state on as it is (tanh(x) is x where x is small), so only the last layer is left to be fitted.
 
 # COMMAND ----------
 
@@ -94,14 +93,16 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
 
 
 def write_weights(path: str, weights: dict[str, np.ndarray]) -> None:
-    header, data = {}, b""
+    header, data, end = {"__metadata__": {"format": "pt"}}, [], 0
     for name, tensor in weights.items():
-        held = tensor.astype("<f4").tobytes()
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [len(data), len(data) + len(held)]}
-        data += held
+        data.append(tensor.astype("<f4").tobytes())
+        begin, end = end, end + len(data[-1])
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text + data)
+    text += b" " * (-len(text) % 8)
+    with open(f"{path}.new", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + b"".join(data))
+    os.replace(f"{path}.new", path)  # whoever has an older file open keeps it
 
 
 def write_model(name: str, labels: list[str], weight: np.ndarray, bias: np.ndarray) -> str:
@@ -252,7 +253,7 @@ def pairs_of(part: list[tuple], wrong: int) -> tuple[list[str], list[str], np.nd
     return questions, [part[p][1] for p in chosen.ravel()], is_right, np.take_along_axis(cosines, chosen, axis=1)
 
 
-questions, documents, is_right, _ = pairs_of([row for row in rows if not row[4]], 4)
+questions, documents, is_right, _ = pairs_of([row for row in rows if not row[4]], 3)
 weight, bias = fit(features.classify(questions, documents, raw=True), is_right, 2)
 reranker = write_model("reranker", ["relevance"], weight[1:] - weight[:1], bias[1:] - bias[:1])
 features.close()
@@ -262,20 +263,20 @@ features.close()
 # MAGIC %md
 # MAGIC How often does the right document score higher than a wrong one, for functions that it was not trained with?
 # MAGIC
-# MAGIC This cross-encoder is a stand-in: only its last layer ever saw a pair, of some hundred functions. It tells right from near much
+# MAGIC This cross-encoder is a stand-in: only its last layer ever saw a pair, of some 250 functions. It tells right from near much
 # MAGIC better than chance (50 %), but hardly better than the vectors do, and knows less of what is far. It shows how a cross-encoder is
 # MAGIC used, not what a good one finds: `cross-encoder/ms-marco-MiniLM-L6-v2`, say, is trained as a whole, with real questions, and goes
 # MAGIC into the same place.
 
 # COMMAND ----------
 
-questions, documents, is_right, cosines = pairs_of([row for row in rows if row[4]], 3)
+questions, documents, is_right, cosines = pairs_of([row for row in rows if row[4]], 2)
 with firesteel.Engine(reranker) as engine:
     relevance = engine.rerank(questions, documents).reshape(cosines.shape)
 vectors.close()
 
 near, far = slice(1, -1), slice(-1, None)
-for kind, wrong in (("one of the three nearest", near), ("one at random", far)):
+for kind, wrong in (("one of the two nearest", near), ("one at random", far)):
     by_relevance = (relevance[:, :1] > relevance[:, wrong]).mean()
     by_cosine = (cosines[:, :1] > cosines[:, wrong]).mean()
     print(f"right before {kind}: {by_relevance:.0%} by the cross-encoder, {by_cosine:.0%} by the vectors' cosine")
@@ -293,9 +294,8 @@ for kind, wrong in (("one of the three nearest", near), ("one at random", far)):
 embed_text = firesteel.embed_udf(model)
 firesteel.register(spark, "embed_text", embed_text)
 firesteel.register(spark, "relevance", firesteel.rerank_udf(reranker))
-firesteel.score(spark.table("functions"), embed_text, "about", output="vector").cache().createOrReplaceTempView(
-    "embedded"
-)
+embedded = firesteel.score(spark.table("functions"), embed_text, "about", output="vector").cache()
+embedded.createOrReplaceTempView("embedded")
 
 nearest = spark.sql(
     """
@@ -370,7 +370,7 @@ for name, at_x, at_y, color in wanted:
         )
         box = text.get_window_extent()
         if frame.x0 < box.x0 and box.x1 < frame.x1 and not box.count_overlaps(taken):
-            taken.append(box)
+            taken.append(box.padded(2))
             names.append(text)
             break
         text.remove()  # without a free place, a name is on the right alone
