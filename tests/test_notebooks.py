@@ -46,7 +46,8 @@ def run(path: Path, **names: object) -> dict[str, object]:
 
 
 def test_there_are_these_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["data_parallelism.py", "embed_table.py", "model_parallelism.py"]
+    expected = ["classify_and_search.py", "data_parallelism.py", "embed_table.py", "model_parallelism.py"]
+    assert [path.name for path in NOTEBOOKS] == expected
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
@@ -100,3 +101,33 @@ def test_parallelism(spark, tmp_path, capsys, monkeypatch, name):
     assert len(rows) == 5 and all(len(row.state) == 512 for row in rows)
     assert left["different"] == 0
     assert "0 of 5 rows differ" in capsys.readouterr().out
+
+
+@pytest.mark.spark
+def test_classify_and_search(spark, minilm, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    given = {"model": minilm, "made": str(tmp_path), "question": "which function parses a date string?"}
+    widgets = Widgets(given)
+    left = run(ROOT / "notebooks" / "classify_and_search.py", spark=spark, dbutils=Utilities(widgets))
+
+    assert set(widgets.asked) == set(widgets.given)
+    assert left["accuracy"] > 0.75 and left["most"] < 0.25
+    relevance, cosines = left["relevance"], left["cosines"]
+    assert (relevance[:, :1] > relevance[:, 1:-1]).mean() > 0.65  # near ones; chance is a half
+    assert (relevance[:, 0] > relevance[:, -1]).mean() > 0.8 < (cosines[:, 0] > cosines[:, -1]).mean()
+    found = left["neighbours"]
+    assert [row.place for row in found] == list(range(1, 21)) == sorted(row.by_cosine for row in found)
+    assert found[0].name == "to_date"
+    assert "held-out rows are right" in capsys.readouterr().out
+
+    # The pictures: a bar for each label; all names are there, and none covers another.
+    bars = left["bars"].axes[0].patches
+    assert sum(bar.get_width() for bar in bars) == sum(row.rows for row in left["counted"])
+    left["picture"].canvas.draw()
+    boxes = [text.get_window_extent() for text in left["names"]]
+    assert len(boxes) == 21
+    assert not any(box.count_overlaps(boxes[:place]) for place, box in enumerate(boxes))
+    for figure in (left["bars"], left["picture"]):
+        left["plt"].close(figure)
+    for view in ("functions", "classified", "embedded", "nearest"):
+        spark.catalog.dropTempView(view)
