@@ -5,7 +5,8 @@
 
 Every peer lives in its own process; a round asks each for the whole corpus once, one after the other, so that a machine
 whose speed drifts treats them alike. Before anything is timed each peer embeds the corpus, which warms it up, and must
-agree with sentence-transformers (cosine > 0.9999 on every row; "cosine": null where that is not installed).
+agree with sentence-transformers (cosine > 0.9999 on every row; "cosine": null where that is not installed). Where torch
+is installed, "products" are the layers' products alone: which part of our time they would take ("of_firesteel").
 One JSON line a peer goes to stdout, progress and ratios to stderr.
 """
 
@@ -23,6 +24,7 @@ import peers
 import shapes
 
 REFERENCE = "sentence-transformers"
+PRODUCTS = "products"
 
 
 def child(name: str, model: str, threads: int, rows: int) -> None:
@@ -57,6 +59,7 @@ def measure(names: list[str], model: str, threads: int, rows: int, repeats: int)
     """Result lines of one thread count, in the order of `names`."""
     tokens = sum(corpus.token_counts(corpus.rows(rows), model))
     print(f"{rows} rows, {tokens} tokens, {threads} threads", file=sys.stderr)
+    compared = [name for name in names if name != PRODUCTS]
 
     def start(name: str) -> common.Child:
         if hasattr(peers.PEERS[name], "convert"):
@@ -69,7 +72,8 @@ def measure(names: list[str], model: str, threads: int, rows: int, repeats: int)
         with tempfile.TemporaryDirectory() as folder:
             judge = workers.get(REFERENCE) or start(REFERENCE)
             reference = embedded(judge, folder)
-            for name, worker in workers.items():
+            for name in compared:
+                worker = workers[name]
                 cosines[name] = round(common.check(name, embedded(worker, folder), reference), 8)
             if judge not in workers.values():
                 judge.close()
@@ -92,10 +96,13 @@ def measure(names: list[str], model: str, threads: int, rows: int, repeats: int)
             **common.throughput(seconds[name], rows, tokens),
             "cosine": cosines[name],
         }
-        if "firesteel" in seconds and name != "firesteel":
+        if name == PRODUCTS and "firesteel" in seconds:  # how much of our time they would take
+            line["of_firesteel"] = round(1 / common.paired_ratio(seconds[name], seconds["firesteel"]), 3)
+        elif "firesteel" in seconds and name != "firesteel":
             line["firesteel_is"] = round(common.paired_ratio(seconds["firesteel"], seconds[name]), 3)
         lines.append(line)
         ratio = f"   firesteel is {line['firesteel_is']} times as fast" if "firesteel_is" in line else ""
+        ratio += f"   {line['of_firesteel']} of firesteel's time" if "of_firesteel" in line else ""
         print(f"{name:24} {line['tokens_per_s']:8} tokens/s {line['rows_per_s']:8} rows/s{ratio}", file=sys.stderr)
     return lines
 

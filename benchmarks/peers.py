@@ -273,18 +273,56 @@ class OpenVINO(_Sorted):
         ov.save_model(converted, os.path.join(folder, "model.xml"), compress_to_fp16=False)
 
 
+class Products:
+    """No peer but a measure: the products of all layers alone, by torch, for as many tokens: what no encoder undercuts
+    that multiplies as torch does. 1,024 tokens at a time was the fastest of 256, 512, 1024, 2048 and 4096."""
+
+    package = "torch"
+    setting = "products of the layers alone, 1024 tokens at a time"
+    rows = 1024
+
+    def __init__(self, model: str, threads: int):
+        import json
+
+        import torch
+
+        torch.set_num_threads(threads)
+        with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        width = config.get("hidden_size") or config["dim"]
+        inner = config.get("intermediate_size") or config["hidden_dim"]
+        layers = config.get("num_hidden_layers") or config["n_layers"]
+        self.model = model
+        shapes = [(width, 3 * width), (width, width), (width, inner), (inner, width)] * layers
+        self.weights = [torch.randn(n, k) for k, n in shapes]
+        self.given = {k: torch.randn(self.rows, k) for k in (width, inner)}
+
+    def embed(self, texts):
+        import corpus
+        import torch
+
+        left = sum(corpus.token_counts(texts, self.model))
+        while left > 0:
+            for weight in self.weights:
+                torch.nn.functional.linear(self.given[weight.shape[1]][:left], weight)
+            left -= self.rows
+
+
 PEERS = {
     "firesteel": Firesteel,
     "sentence-transformers": SentenceTransformers,
     "onnxruntime": OnnxRuntime,
     "ctranslate2": CTranslate2,
     "openvino": OpenVINO,
+    "products": Products,
 }
 
 
 def installed() -> list[str]:
     """The peers whose package can be imported here, ours first."""
-    return [name for name in PEERS if importlib.util.find_spec(name.replace("-", "_")) is not None]
+    return [
+        name for name, peer in PEERS.items() if importlib.util.find_spec(peer.package.replace("-", "_")) is not None
+    ]
 
 
 def prepared(model: str, name: str) -> str:

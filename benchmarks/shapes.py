@@ -17,7 +17,12 @@ BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, 
 # name -> (config class of transformers, what its config says)
 SHAPES = {
     "bert-base": ("BertConfig", BASE),
-    "roberta-base": ("RobertaConfig", BASE | {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 0}),
+    "roberta-base": (
+        "RobertaConfig",
+        BASE
+        | {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+        | {"position_embedding_type": "absolute"},
+    ),  # CTranslate2's converter asks for it
     "distilbert": ("DistilBertConfig", {"dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}),
     "mpnet-base": ("MPNetConfig", BASE | {"max_position_embeddings": 514}),
 }
