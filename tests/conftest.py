@@ -13,19 +13,38 @@ import pytest
 HERE = Path(__file__).parent
 # Files that take longest, the longest first: begun last, one of them would run while the other core has nothing to do.
 LONGEST = (
-    *("install", "spark_chaos", "demo", "cuda", "cuda_groups", "c", "softcuda", "chaos", "torch_transformer"),
-    *("spark_rows", "spark_gpus", "spark_manager", "spark_hidden_states", "random_plans", "build", "spark_embed"),
     *(
+        "install",
+        "spark_cluster",
+        "spark_connect",
+        "spark_classify",
+        "notebooks",
+        "spark_chaos",
+        "architectures",
+        "demo",
+    ),
+    *(
+        "cuda",
+        "cuda_groups",
+        "c",
+        "softcuda",
+        "chaos",
+        "torch_transformer",
+        "spark_rows",
+        "spark_gpus",
+        "spark_manager",
+    ),
+    *(
+        "spark_hidden_states",
+        "random_plans",
+        "build",
+        "spark_embed",
         "spark_progress",
         "spark_errors",
-        "spark_classify",
         "examples",
         "ops",
-        "cuda_products",
-        "seams",
-        "same_bits",
-        "doctor_cuda",
     ),
+    *("cuda_products", "seams", "same_bits", "chain", "run_classify", "tokenizer_cuts", "fuzz", "doctor_cuda"),
 )
 
 
