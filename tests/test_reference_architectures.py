@@ -90,8 +90,18 @@ def pairwise(factors: dict[str, list[dict[str, object]]]) -> list[tuple[int, ...
     return cases
 
 
+def factors_of(model_type: str) -> dict[str, list[dict[str, object]]]:
+    """Those above; of a type without its own, BERT's that its config has, and each of its switches."""
+    if model_type in FACTORS:
+        return FACTORS[model_type]
+    config = tiny.architecture_config(model_type)
+    found = {name: values for name, values in COMMON.items() if values[0].keys() <= config.keys()}
+    switches = [key for key, value in config.items() if isinstance(value, bool) and key != "use_cache"]
+    return found | {key: [{key: flag} for flag in (False, True)] for key in switches}
+
+
 def cases_of(model_type: str) -> list[dict[str, object]]:
-    factors = FACTORS[model_type]
+    factors = factors_of(model_type)
     choices = pairwise(factors | FILES)
     if FULL:
         every = itertools.product(*(range(len(values) if key in WHOLE else 1) for key, values in factors.items()))
