@@ -4,11 +4,11 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const fs_arch fs_albert, fs_bert, fs_camembert, fs_distilbert, fs_electra, fs_mpnet, fs_roberta,
+extern const fs_arch fs_albert, fs_bert, fs_camembert, fs_distilbert, fs_electra, fs_ernie, fs_mpnet, fs_roberta,
     fs_torch_transformer, fs_xlm_roberta;
 
 const fs_arch *const fs_archs[] = {
-    &fs_bert,  &fs_albert,  &fs_camembert,   &fs_distilbert,        &fs_electra,
+    &fs_bert,  &fs_albert,  &fs_camembert,   &fs_distilbert,        &fs_electra, &fs_ernie,
     &fs_mpnet, &fs_roberta, &fs_xlm_roberta, &fs_torch_transformer, NULL,
 };
 
